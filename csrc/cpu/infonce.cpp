@@ -1,0 +1,141 @@
+// The CPU loss between its matrix products: the loops, built for three instruction sets, and the
+// choice between them at run time.
+
+#include "simcse_fast.h"
+
+#include <cstring>
+
+#if defined(__GNUC__)
+#define SF_INLINE inline __attribute__((always_inline))
+#else
+#define SF_INLINE inline
+#endif
+// Contracted to one fused instruction where the instruction set has it.
+#define SF_FMA(a, b, c) ((a) * (b) + (c))
+
+namespace {
+
+struct Loops {
+  void (*normalize)(const float *, int64_t, int64_t, float *, float *, int32_t);
+  void (*normalize_backward)(const float *, const float *, const float *, int64_t, int64_t, float,
+                             float *, float *, int32_t);
+  void (*rows)(const sf_rows &);
+  void (*columns)(const sf_square &);
+  void (*columns_end)(const sf_square &);
+  void (*square)(const sf_square &);
+};
+
+namespace baseline {
+#include "infonce_loops.h"
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SF_HAS_X86_SETS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "infonce_loops.h"
+}
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+namespace avx512 {
+#include "infonce_loops.h"
+}
+#pragma GCC pop_options
+#endif
+
+struct InstructionSet {
+  const char *name;
+  const Loops *loops;
+  bool here;
+};
+
+const InstructionSet *instruction_sets() {
+  static const InstructionSet sets[] = {
+#ifdef SF_HAS_X86_SETS
+      {"avx512", &avx512::kLoops,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+      {"avx2", &avx2::kLoops, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+      {"baseline", &baseline::kLoops, true},
+      {nullptr, nullptr, false}};
+  return sets;
+}
+
+const InstructionSet *best() {
+  const InstructionSet *set = instruction_sets();
+  while (!set->here) ++set;
+  return set;
+}
+
+const InstructionSet *&current() {
+  static const InstructionSet *set = best();
+  return set;
+}
+
+bool valid(const sf_square *p) {
+  return p && p->similarity && p->rows > 0 && p->columns > 0 && p->stride >= p->columns &&
+         p->first_row >= 0 && p->first_row + p->rows <= p->columns && p->positive && p->slope > 0 &&
+         p->positive_slope > 0 && p->threads >= 1;
+}
+
+}  // namespace
+
+int32_t sf_abi_version(void) { return SF_ABI_VERSION; }
+
+const char *sf_instruction_set(void) { return current()->name; }
+
+int32_t sf_use_instruction_set(const char *name) {
+  for (const InstructionSet *set = instruction_sets(); set->name; ++set) {
+    if (std::strcmp(set->name, name) == 0 && set->here) {
+      current() = set;
+      return SF_OK;
+    }
+  }
+  return SF_BAD_ARGUMENT;
+}
+
+int32_t sf_normalize(const float *x, int64_t rows, int64_t width, float *unit, float *inverse_norm,
+                     int32_t threads) {
+  if (!x || !unit || !inverse_norm || rows < 0 || width < 0 || threads < 1) return SF_BAD_ARGUMENT;
+  current()->loops->normalize(x, rows, width, unit, inverse_norm, threads);
+  return SF_OK;
+}
+
+int32_t sf_normalize_backward(const float *x, const float *inverse_norm, const float *g,
+                              int64_t rows, int64_t width, float factor, float *out,
+                              float *projection, int32_t threads) {
+  if (!x || !g || rows < 0 || width < 0 || threads < 1) return SF_BAD_ARGUMENT;
+  current()->loops->normalize_backward(x, inverse_norm, g, rows, width, factor, out, projection,
+                                       threads);
+  return SF_OK;
+}
+
+int32_t sf_infonce_rows(const sf_rows *p) {
+  if (!p || !p->similarity || !p->labels || !p->segments || p->segment_count < 1 || p->rows < 0 ||
+      !p->softmax.loss || p->threads < 1 || p->segments[0].own != SF_OWN_POSITIVE ||
+      (p->hard_count > 0 && !p->hard))
+    return SF_BAD_ARGUMENT;
+  current()->loops->rows(*p);
+  return SF_OK;
+}
+
+int32_t sf_infonce_columns(const sf_square *p) {
+  if (!valid(p)) return SF_BAD_ARGUMENT;
+  current()->loops->columns(*p);
+  return SF_OK;
+}
+
+int32_t sf_infonce_columns_end(const sf_square *p) {
+  if (!valid(p)) return SF_BAD_ARGUMENT;
+  current()->loops->columns_end(*p);
+  return SF_OK;
+}
+
+int32_t sf_infonce_square(const sf_square *p) {
+  if (!valid(p)) return SF_BAD_ARGUMENT;
+  current()->loops->square(*p);
+  return SF_OK;
+}

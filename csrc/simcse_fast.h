@@ -1,0 +1,118 @@
+/* The whole C interface of the native library.
+ *
+ * Matrices are row-major float32; sizes and strides count elements; threads >= 1 is the size of the
+ * OpenMP team. Functions allocate nothing that outlives the call, never throw, and return a status.
+ *
+ * Logits are kept in units of log2: a column's logit is slope * similarity, slope = log2(e) *
+ * (1 / temperature + hardness) > 0, so that exp2 replaces exp.
+ */
+#ifndef SIMCSE_FAST_H
+#define SIMCSE_FAST_H
+
+#include <stdint.h>
+
+#define SF_ABI_VERSION 1
+
+#if defined(__GNUC__)
+#define SF_API __attribute__((visibility("default")))
+#else
+#define SF_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { SF_OK = 0, SF_BAD_ARGUMENT = 1 } sf_status;
+
+SF_API int32_t sf_abi_version(void);
+
+/* The instruction set in use: "avx512", "avx2" or "baseline"; the best of this processor at first. */
+SF_API const char *sf_instruction_set(void);
+/* Use another one (for tests). SF_BAD_ARGUMENT if the processor lacks it. */
+SF_API int32_t sf_use_instruction_set(const char *name);
+
+/* unit[i] = x[i] * inverse_norm[i], inverse_norm[i] = 1 / max(|x[i]|, 1e-12), 0 for a zero row. */
+SF_API int32_t sf_normalize(const float *x, int64_t rows, int64_t width, float *unit,
+                            float *inverse_norm, int32_t threads);
+
+/* out[i] = factor * inverse_norm[i] * (g[i] - u[i] <u[i], g[i]>), projection[i] = <u[i], g[i]>, where
+ * u[i] = x[i] * inverse_norm[i]. A NULL inverse_norm means rows used as they are: out = factor * g,
+ * projection = <x, g>. out may be g; a NULL out or projection is not written. */
+SF_API int32_t sf_normalize_backward(const float *x, const float *inverse_norm, const float *g,
+                                     int64_t rows, int64_t width, float factor, float *out,
+                                     float *projection, int32_t threads);
+
+/* Columns [begin, begin + width) of a panel; column begin + labels[i] is row i's own. */
+typedef enum { SF_OWN_POSITIVE = 0, SF_OWN_KEPT = 1, SF_OWN_LEFT_OUT = 2 } sf_own;
+typedef struct {
+  int64_t begin, width;
+  float slope;     /* of every column but the row's own */
+  float own_slope; /* of the row's own column */
+  int32_t own;     /* sf_own; exactly one segment, the first, holds the positive */
+} sf_segment;
+
+/* What remains of a row's (or column's) softmax: all that its gradient needs. */
+typedef struct {
+  float *loss;        /* cross-entropy, label smoothing included, not weighted */
+  float *offset;      /* the largest logit */
+  float *inverse_sum; /* 1 / sum of exp2(logit - offset), the positive included */
+  float *miss;        /* 1 - p(positive), without cancellation */
+  float *smoothing;   /* label_smoothing / number of remaining logits */
+} sf_softmax;
+
+typedef struct {
+  float *similarity; /* (rows, stride); overwritten with the gradient if write_gradient */
+  int64_t rows, stride;
+  const int64_t *labels; /* (rows) */
+  const sf_segment *segments;
+  int64_t segment_count;
+  float *hard; /* (rows, hard_count) similarities with own hard negatives, or NULL; becomes the
+                  gradient if write_hard_gradient */
+  int64_t hard_count;
+  float hard_slope, hard_shift; /* logit = hard_slope * similarity + hard_shift */
+  const int64_t *query_ids;     /* (rows) or NULL */
+  const int64_t *key_ids;       /* (columns) or NULL */
+  float margin;                 /* columns above similarity(positive) + margin are left out; inf */
+  float label_smoothing;
+  const float *weight; /* (rows) or NULL: every row has weight uniform_weight */
+  float uniform_weight;
+  int32_t write_gradient, write_hard_gradient;
+  sf_softmax softmax; /* (rows) each; NULL members but loss are not written */
+  int32_t threads;
+} sf_rows;
+
+/* One direction: similarities of a panel of rows -> losses, and weight * dloss/dlogit in place. */
+SF_API int32_t sf_infonce_rows(const sf_rows *panel);
+
+typedef struct {
+  float *similarity;           /* (rows, stride): rows [first_row, first_row + rows) of a square */
+  int64_t rows, stride;        /* matrix of `columns` rows and columns, positives on the diagonal */
+  int64_t first_row, columns;
+  float slope, positive_slope;
+  const float *positive;    /* (columns) similarity of each pair */
+  const int64_t *query_ids; /* (columns) or NULL */
+  const int64_t *key_ids;   /* (columns) or NULL */
+  float margin;
+  float label_smoothing;
+  const float *weight; /* (columns) or NULL */
+  float uniform_weight;
+  sf_softmax row, column; /* (columns) each */
+  double *column_sum;     /* (columns) running sums of the negatives, 0 at first */
+  double *logit_sum;      /* (columns) running sums of the negatives' logits, 0 at first */
+  int64_t *column_count;  /* (columns) running numbers of remaining negatives, 0 at first */
+  int32_t threads;
+} sf_square;
+
+/* Symmetric loss, first pass: update column_sum, logit_sum, column_count and column.offset (at
+ * first the positive's logit) with this panel's rows. */
+SF_API int32_t sf_infonce_columns(const sf_square *panel);
+/* Between the passes: column_sum, logit_sum and column_count -> column.{loss, inverse_sum, ...}. */
+SF_API int32_t sf_infonce_columns_end(const sf_square *panel);
+/* Second pass: similarities -> weight * (dloss_row + dloss_column) / dlogit, in place. */
+SF_API int32_t sf_infonce_square(const sf_square *panel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

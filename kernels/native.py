@@ -1,0 +1,135 @@
+"""Finds and loads the native library, declares its functions, turns a status into an exception."""
+
+import ctypes
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
+
+ABI_VERSION = 1
+PATH = Path(__file__).with_name("libsimcse_fast.so")
+
+
+class Segment(Structure):
+    """sf_segment."""
+
+    _fields_ = (
+        ("begin", c_int64),
+        ("width", c_int64),
+        ("slope", c_float),
+        ("own_slope", c_float),
+        ("own", c_int32),
+    )
+
+
+class Softmax(Structure):
+    """sf_softmax."""
+
+    _fields_ = (
+        ("loss", c_void_p),
+        ("offset", c_void_p),
+        ("inverse_sum", c_void_p),
+        ("miss", c_void_p),
+        ("smoothing", c_void_p),
+    )
+
+
+class Rows(Structure):
+    """sf_rows."""
+
+    _fields_ = (
+        ("similarity", c_void_p),
+        ("rows", c_int64),
+        ("stride", c_int64),
+        ("labels", c_void_p),
+        ("segments", POINTER(Segment)),
+        ("segment_count", c_int64),
+        ("hard", c_void_p),
+        ("hard_count", c_int64),
+        ("hard_slope", c_float),
+        ("hard_shift", c_float),
+        ("query_ids", c_void_p),
+        ("key_ids", c_void_p),
+        ("margin", c_float),
+        ("label_smoothing", c_float),
+        ("weight", c_void_p),
+        ("uniform_weight", c_float),
+        ("write_gradient", c_int32),
+        ("write_hard_gradient", c_int32),
+        ("softmax", Softmax),
+        ("threads", c_int32),
+    )
+
+
+class Square(Structure):
+    """sf_square."""
+
+    _fields_ = (
+        ("similarity", c_void_p),
+        ("rows", c_int64),
+        ("stride", c_int64),
+        ("first_row", c_int64),
+        ("columns", c_int64),
+        ("slope", c_float),
+        ("positive_slope", c_float),
+        ("positive", c_void_p),
+        ("query_ids", c_void_p),
+        ("key_ids", c_void_p),
+        ("margin", c_float),
+        ("label_smoothing", c_float),
+        ("weight", c_void_p),
+        ("uniform_weight", c_float),
+        ("row", Softmax),
+        ("column", Softmax),
+        ("column_sum", c_void_p),
+        ("logit_sum", c_void_p),
+        ("column_count", c_void_p),
+        ("threads", c_int32),
+    )
+
+
+_SIGNATURES = {
+    "sf_use_instruction_set": (c_char_p,),
+    "sf_normalize": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int32),
+    "sf_normalize_backward": (
+        *(c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+        *(c_float, c_void_p, c_void_p, c_int32),
+    ),
+    "sf_infonce_rows": (POINTER(Rows),),
+    "sf_infonce_columns": (POINTER(Square),),
+    "sf_infonce_columns_end": (POINTER(Square),),
+    "sf_infonce_square": (POINTER(Square),),
+}
+
+
+def _check(status: int, function: object, _arguments: object) -> int:
+    if status:
+        name = getattr(function, "__name__", function)
+        raise RuntimeError(f"{name}: the native library refused its arguments (status {status})")
+    return status
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The native library, loaded once.
+
+    Raises:
+        OSError: it was not built, does not load here, or belongs to another version.
+    """
+    if not PATH.exists():
+        raise OSError(f"{PATH.name} was not built")
+    library = ctypes.CDLL(str(PATH))
+    library.sf_abi_version.restype = c_int32
+    if (found := library.sf_abi_version()) != ABI_VERSION:
+        raise OSError(f"{PATH.name} has interface version {found}, expected {ABI_VERSION}")
+    library.sf_instruction_set.restype = c_char_p
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype, function.errcheck = arguments, c_int32, _check
+    return library
+
+
+def instruction_set() -> str:
+    """The vector instructions in use: avx512, avx2 or baseline."""
+    return str(load().sf_instruction_set().decode())

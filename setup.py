@@ -1,0 +1,52 @@
+"""Build the native library: a plain C interface that ctypes loads, one wheel for every Python."""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+REQUIRED = os.environ.get("SIMCSE_FAST_REQUIRE_NATIVE") == "1"
+
+
+class BuildLibrary(build_ext):
+    """An extension module without Python: no init function, no ABI suffix."""
+
+    def get_export_symbols(self, ext):  # noqa: D102
+        return ext.export_symbols
+
+    def get_ext_filename(self, fullname):  # noqa: D102
+        return str(Path(*fullname.split("."))) + ".so"
+
+
+class PlatformWheel(bdist_wheel):
+    """The library depends on the platform, not on the Python."""
+
+    def get_tag(self):  # noqa: D102
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "simcse_fast.kernels.libsimcse_fast",
+            sources=sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+            include_dirs=["csrc"],
+            language="c++",
+            extra_compile_args=[
+                "-std=c++17",
+                "-O3",
+                "-g0",
+                "-fopenmp",
+                "-fvisibility=hidden",
+                "-fno-math-errno",
+                "-fno-trapping-math",
+            ],
+            extra_link_args=["-fopenmp"],
+            optional=not REQUIRED,  # without it the package works on torch operations
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+)

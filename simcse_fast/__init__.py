@@ -1,0 +1,47 @@
+"""Exact, fused contrastive losses for sentence encoders, and tools that show what they teach."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simcse_fast.backends import backends, set_workspace_limit
+    from simcse_fast.errors import BackendUnavailableError
+    from simcse_fast.information import InformationTable, information_gain
+    from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BackendUnavailableError": "errors",
+    "InfoNCELoss": "losses.info_nce",
+    "InformationTable": "information",
+    "backends": "backends",
+    "info_nce": "losses.info_nce",
+    "information_gain": "information",
+    "set_workspace_limit": "backends",
+}
+
+__all__ = [
+    "BackendUnavailableError",
+    "InfoNCELoss",
+    "InformationTable",
+    "backends",
+    "info_nce",
+    "information_gain",
+    "set_workspace_limit",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that the package itself imports at once."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
