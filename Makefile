@@ -1,0 +1,82 @@
+# Every target sets up what it needs; the stamps in .venv say what is there already. Once set up,
+# nothing here needs a network.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*/* tests/native/*.cpp)
+SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
+# Only their loss files are read, by path, as originals to compare with; their own requirements
+# (torchvision, timm, ...) are not wanted.
+PEERS := open_clip_torch lightly
+SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint types sanitize bench bench-gpu test-gpu wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+demo: $(VENV)/.demo ## count, train, explain on real text; writes runs/demo/report.html
+	$(BIN)/simcse-fast demo
+
+test: $(VENV)/.test ## the whole test suite; ARGS="-k name" for a part
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.test ## style of Python and C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+# mypy cannot follow an editable install whose folders have other names than its packages.
+types: $(VENV)/.test ## mypy --strict
+	rm -rf build/typecheck
+	$(BIN)/python setup.py -q build_py --build-lib build/typecheck
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache -p simcse_fast
+
+# Leaks are not looked for: the OpenMP runtime keeps its thread pool until the process ends.
+sanitize: ## the native library's tests under AddressSanitizer and UBSan
+	mkdir -p build/sanitize
+	$(CXX) -std=c++17 $(SANITIZERS) -fopenmp -Wall -Wextra -Icsrc csrc/cpu/*.cpp \
+		tests/native/*.cpp -o build/sanitize/test_native
+	ASAN_OPTIONS=detect_leaks=0 build/sanitize/test_native
+
+bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
+	$(INSTALL) --no-deps cut-cross-entropy
+	$(BIN)/python -m benchmarks.bench_infonce
+
+bench-gpu: $(VENV)/.test ## GPU benchmarks
+	$(BIN)/python -m benchmarks.bench_gpu
+
+test-gpu: $(VENV)/.test ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu $(ARGS)
+
+wheel: $(VENV)/.test ## source distribution, and from it the wheel, into dist
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+clean: ## remove what the other targets made, runs/ aside
+	rm -rf $(VENV) build dist *.egg-info kernels/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .hypothesis .benchmarks
+
+# torch comes first: with it in place nothing that depends on it brings another build of it.
+$(VENV)/.base: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer \
+	is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) pip setuptools wheel
+	$(INSTALL) torch numpy
+	touch $@
+
+$(VENV)/.demo: $(SETUP)
+	$(INSTALL) --no-build-isolation -e ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(SETUP)
+	$(INSTALL) --no-build-isolation -e ".[test,lint]"
+	$(INSTALL) --no-deps $(PEERS)
+	touch $(VENV)/.demo $@
