@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from simcse_fast.backends import backends, set_workspace_limit
+    from simcse_fast.backend import backends, set_workspace_limit
     from simcse_fast.errors import BackendUnavailableError
     from simcse_fast.information import InformationTable, information_gain
     from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
@@ -17,10 +17,10 @@ _HOME = {
     "BackendUnavailableError": "errors",
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
-    "backends": "backends",
+    "backends": "backend",
     "info_nce": "losses.info_nce",
     "information_gain": "information",
-    "set_workspace_limit": "backends",
+    "set_workspace_limit": "backend",
 }
 
 __all__ = [

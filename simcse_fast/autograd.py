@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simcse_fast import backends
+from simcse_fast.backend import part_of, workspace_limit
 from simcse_fast.kernels.infonce import panels
 from simcse_fast.kernels.infonce.terms import Block, Job, Own, Terms, segments_of
 
@@ -66,8 +66,8 @@ def info_nce(
         weight=None if weight is None else weight.to(wide) * (0.5 if terms.symmetric else 1.0),
         uniform_weight=uniform_weight * (0.5 if terms.symmetric else 1.0),
     )
-    part = backends.part(backend, wide)
-    limit = backends.workspace_limit(inputs[0].device)
+    part = part_of(backend, wide)
+    limit = workspace_limit(inputs[0].device)
     result = panels.run(part, inputs, hard_input, job, list(needs), limit)
     weights = uniform_weight if weight is None else weight.to(wide)
     losses = result.losses * weights
@@ -106,7 +106,7 @@ def info_nce_backward(
 ) -> list[Tensor]:
     """[gradient of the scale (0-d), gradients of the tensors ...]."""
     wide = _wide(tensors[0].dtype)
-    part = backends.part(backend, wide)
+    part = part_of(backend, wide)
     factor = upstream.to(wide) * (scale_value if scale is None else scale.to(wide))
     of_scale, out = upstream.new_zeros((), dtype=wide), []
     for number, (x, gradient, inverse) in enumerate(zip(tensors, gradients, inverses, strict=True)):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from simcse_fast import autograd, backends
+from simcse_fast import autograd
+from simcse_fast.backend import choose
 from simcse_fast.kernels.infonce import reference
 from simcse_fast.kernels.infonce.terms import Block, Terms
 
@@ -109,7 +110,7 @@ def info_nce(
     return _dispatch(
         *([query, key], hard_negatives, scale, scale_value, labels, query_ids, key_ids),
         *(row_weight, uniform, terms, reduction == "none"),
-        backends.choose(backend, query.device),
+        choose(backend, query.device),
     )
 
 
@@ -199,7 +200,7 @@ def block_softmax(
     rows = blocks[0].period
     labels = torch.arange(rows, device=tensors[0].device)
     terms = Terms(blocks=blocks, normalize=normalize)
-    chosen = backends.choose(backend, tensors[0].device)
+    chosen = choose(backend, tensors[0].device)
     return _dispatch(
         tensors, None, None, scale, labels, None, None, None, 1 / rows, terms, False, chosen
     )

@@ -99,7 +99,7 @@ def choose(backend: str, device: torch.device) -> str:
     return backend
 
 
-def part(name: str, dtype: torch.dtype) -> Part:
+def part_of(name: str, dtype: torch.dtype) -> Part:
     """The part of the panel plan behind a name; the native one is fp32."""
     return cpu if name == "cpu" and dtype == torch.float32 else torch_ops
 
