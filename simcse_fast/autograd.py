@@ -1,8 +1,9 @@
-"""The loss as torch custom operators: schema, fake, backward. One call per loss."""
+"""The loss in autograd: one Function for eager mode, the same as torch operators for compilers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,195 +14,306 @@ from simcse_fast.kernels.infonce import panels
 from simcse_fast.kernels.infonce.terms import Block, Job, Own, Terms, segments_of
 
 
-def pack(terms: Terms) -> tuple[list[int], list[float]]:
-    """Terms as the numbers that an operator's schema can carry."""
-    integers = [int(terms.symmetric), int(terms.normalize)]
-    values = [terms.margin, terms.label_smoothing, terms.hard_negative_weight]
-    for block in terms.blocks:
-        integers += [block.anchor, block.key, block.period, int(block.own)]
-        values += [block.hardness, block.own_hardness]
-    return integers, values
+@dataclass(frozen=True)
+class Call:
+    """One evaluation of the loss: everything but what autograd differentiates."""
+
+    labels: Tensor  # (M,) int64
+    terms: Terms
+    backend: str  # torch or cpu
+    needs: tuple[bool, ...]  # gradients wanted, of tensors + [hard]
+    rowwise: bool = False  # weighted losses of the rows instead of their sum
+    scale_value: float = 1.0  # 1 / temperature where it is no tensor
+    query_ids: Tensor | None = None  # (M,) int64
+    key_ids: Tensor | None = None  # (N,) int64
+    weight: Tensor | None = None  # (M,) of each row in the sum
+    uniform_weight: float = 1.0  # the same where weight is None
 
 
-def unpack(integers: Sequence[int], values: Sequence[float]) -> Terms:
-    """The inverse of `pack`."""
-    blocks = tuple(
-        Block(*integers[i : i + 3], Own(integers[i + 3]), *values[j : j + 2])
-        for i, j in zip(
-            range(2, len(integers), 4), range(3, len(values), 2), strict=True
-        )
-    )
-    return Terms(blocks, bool(integers[0]), bool(integers[1]), *values[:3])
-
-
-@torch.library.custom_op("simcse_fast::info_nce", mutates_args=())
-def info_nce(
+def contrast(
     tensors: Sequence[Tensor],  # (rows, D) each, one type and device
     hard: Tensor | None,  # (M, K, D)
-    scale: Tensor | None,  # 0-d, or None: scale_value
-    scale_value: float,
-    labels: Tensor,  # (M,) int64
-    query_ids: Tensor | None,  # (M,) int64
-    key_ids: Tensor | None,  # (N,) int64
-    weight: Tensor | None,  # (M,) of each row in the sum, or None: uniform_weight
-    uniform_weight: float,
-    integers: Sequence[int],  # pack(terms)
-    values: Sequence[float],
-    needs: Sequence[bool],  # gradients wanted, of tensors + [hard]
-    rowwise: bool,  # return weighted losses of the rows instead of their sum
-    backend: str,
-) -> list[Tensor]:
-    """[loss, gradients of the unit rows ..., inverse lengths ...]; empty where not asked for."""
-    terms = unpack(integers, values)
+    scale: Tensor | None,  # 0-d, or None: call.scale_value
+    call: Call,
+) -> Tensor:
+    """The loss, 0-d or (M,), differentiable once."""
+    if torch.compiler.is_compiling() or type(tensors[0]) not in (Tensor, torch.nn.Parameter):
+        return info_nce(tensors, hard, scale, *_flat(call))[0]
+    return _Loss.apply(call, scale, hard, *tensors)  # type: ignore[no-any-return]
+
+
+def _forward(
+    tensors: Sequence[Tensor], hard: Tensor | None, scale: Tensor | None, call: Call
+) -> tuple[Tensor, panels.Result]:
     wide = _wide(tensors[0].dtype)
     inputs = [x.to(wide).contiguous() for x in tensors]
-    hard_input = None if hard is None else hard.to(wide).contiguous()
+    each = 0.5 if call.terms.symmetric else 1.0  # of the two directions
+    weight = None if call.weight is None else call.weight.to(wide)
     job = Job(
-        terms=terms,
-        segments=segments_of(terms, inputs),
-        scale=scale_value if scale is None else scale.to(wide),
-        labels=labels,
-        query_ids=query_ids,
-        key_ids=key_ids,
-        weight=None if weight is None else weight.to(wide) * (0.5 if terms.symmetric else 1.0),
-        uniform_weight=uniform_weight * (0.5 if terms.symmetric else 1.0),
+        terms=call.terms,
+        segments=segments_of(call.terms, inputs),
+        scale=call.scale_value if scale is None else scale.to(wide),
+        labels=call.labels,
+        query_ids=call.query_ids,
+        key_ids=call.key_ids,
+        weight=None if weight is None else weight * each,
+        uniform_weight=call.uniform_weight * each,
     )
-    part = part_of(backend, wide)
-    limit = workspace_limit(inputs[0].device)
-    result = panels.run(part, inputs, hard_input, job, list(needs), limit)
-    weights = uniform_weight if weight is None else weight.to(wide)
-    losses = result.losses * weights
-    loss = losses if rowwise else losses.sum(dtype=torch.float64).to(wide)
-    empty = loss.new_empty(0)
-    return [
-        loss,
-        *(empty.clone() if g is None else g for g in result.gradients),
-        *(empty.clone() if i is None else i for i in result.inverses),
-    ]
+    result = panels.run(
+        *(part_of(call.backend, wide), inputs),
+        *(None if hard is None else hard.to(wide).contiguous(), job, call.needs),
+        workspace_limit(inputs[0].device),
+    )
+    losses = result.losses * (call.uniform_weight if weight is None else weight)
+    return losses if call.rowwise else losses.sum(dtype=torch.float64).to(wide), result
 
 
-@info_nce.register_fake
-def _(tensors, hard, scale, scale_value, labels, query_ids, key_ids, weight, uniform_weight,  # type: ignore[no-untyped-def]  # noqa: E501, PLR0917
-      integers, values, needs, rowwise, backend):
-    del scale, scale_value, query_ids, key_ids, weight, uniform_weight, values, backend
-    everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
-    like = tensors[0].new_empty(0, dtype=_wide(tensors[0].dtype))
-    normalize = bool(integers[1])
-    return [
-        like.new_empty(labels.shape if rowwise else ()),
-        *(like.new_empty(x.shape if need else (0,)) for x, need in zip(everything, needs)),
-        *(like.new_empty(x.shape[:1] if normalize else (0,)) for x in everything),
-    ]
-
-
-@torch.library.custom_op("simcse_fast::info_nce_backward", mutates_args=())
-def info_nce_backward(
-    tensors: Sequence[Tensor],  # (rows, D) each
-    gradients: Sequence[Tensor],  # of the unit rows; empty where not wanted
-    inverses: Sequence[Tensor],  # inverse lengths; empty where rows were not normalized
+def _finish(
+    tensors: Sequence[Tensor],  # (rows, D) each; hard negatives as (M K, D)
+    gradients: Sequence[Tensor | None],  # of the unit rows
+    inverses: Sequence[Tensor | None],
     upstream: Tensor,  # 0-d
     scale: Tensor | None,
-    scale_value: float,
-    backend: str,
-) -> list[Tensor]:
-    """[gradient of the scale (0-d), gradients of the tensors ...]."""
+    call: Call,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of the scale and of the tensors."""
     wide = _wide(tensors[0].dtype)
-    part = part_of(backend, wide)
-    factor = upstream.to(wide) * (scale_value if scale is None else scale.to(wide))
-    of_scale, out = upstream.new_zeros((), dtype=wide), []
+    part = part_of(call.backend, wide)
+    upstream = upstream.to(wide)
+    factor = upstream * (call.scale_value if scale is None else scale.to(wide))
+    of_scale, out = None, []
     for number, (x, gradient, inverse) in enumerate(zip(tensors, gradients, inverses, strict=True)):
-        if not gradient.numel():
-            out.append(x.new_empty(gradient.shape))
+        if gradient is None:
+            out.append(None)
             continue
         of_x, along = part.normalize_backward(
-            x.to(wide).contiguous(), inverse if inverse.numel() else None, gradient, factor
+            x.to(wide).contiguous(), inverse, gradient, factor
         )
         out.append(of_x.to(x.dtype))
         if number == 0 and scale is not None:
-            of_scale = along.sum(dtype=torch.float64).to(wide) * upstream.to(wide)
-    return [of_scale, *out]
+            of_scale = (along.sum(dtype=torch.float64) * upstream).to(scale.dtype)
+    return of_scale, out
 
 
-@info_nce_backward.register_fake
-def _(tensors, gradients, inverses, upstream, scale, scale_value, backend):  # type: ignore[no-untyped-def]  # noqa: E501
-    del inverses, scale, scale_value, backend
-    return [
-        upstream.new_empty((), dtype=_wide(tensors[0].dtype)),
-        *(x.new_empty(g.shape) for x, g in zip(tensors, gradients, strict=True)),
-    ]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type that the CPU's products and every loss are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    (tensors, hard, scale, ctx.scale_value, labels, query_ids, key_ids, weight) = inputs[:8]
-    ctx.options = inputs[8:]
-    ctx.count = len(tensors)
-    ctx.mark_non_differentiable(*output[1:])
-    grouped = output[1:] if not ctx.options[4] else []  # rowwise gradients are made in backward
-    ctx.save_for_backward(
-        *(scale, hard, labels, query_ids, key_ids, weight), *tensors, *grouped
-    )
-
-
-def _backward(ctx: Any, upstreams: list[Tensor]) -> tuple[Any, ...]:
-    scale, hard, labels, query_ids, key_ids, weight = ctx.saved_tensors[:6]
-    tensors = list(ctx.saved_tensors[6 : 6 + ctx.count])
-    kept = list(ctx.saved_tensors[6 + ctx.count :])
-    uniform_weight, integers, values, needs, rowwise, backend = ctx.options
-    upstream = upstreams[0]
-    if rowwise:  # the rows' upstream gradients are weights of a sum, known only now
-        weights = upstream * (uniform_weight if weight is None else weight)
-        _, *kept = info_nce(
-            *([x.detach() for x in tensors], hard if hard is None else hard.detach()),
-            *(scale if scale is None else scale.detach(), ctx.scale_value),
-            *(labels, query_ids, key_ids, weights.detach(), 1.0, integers, values, needs),
-            *(False, backend),
-        )
+def _backward(
+    tensors: Sequence[Tensor],
+    hard: Tensor | None,
+    scale: Tensor | None,
+    call: Call,
+    kept: panels.Result | None,
+    upstream: Tensor,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Gradients of the scale, the hard negatives and the tensors."""
+    if call.rowwise:  # the rows' upstream gradients are weights of a sum, known only now
+        weight = upstream * (call.uniform_weight if call.weight is None else call.weight)
+        _, kept = _forward(tensors, hard, scale, replace(call, weight=weight, rowwise=False))
         upstream = upstream.new_ones(())
     flat = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
-    of_scale, *out = info_nce_backward(
-        flat, kept[: len(flat)], kept[len(flat) :], upstream, scale, ctx.scale_value, backend
-    )
-    wanted = [g if need else None for g, need in zip(out, needs, strict=True)]
-    of_hard = wanted.pop().view(hard.shape) if hard is not None and needs[-1] else None
-    if scale is not None:
-        of_scale = of_scale.to(scale.dtype)
-    return wanted[: ctx.count], of_hard, None if scale is None else of_scale, *[None] * 11
+    of_scale, out = _finish(flat, kept.gradients, kept.inverses, upstream, scale, call)  # type: ignore[union-attr]
+    of_hard = None if hard is None else out.pop()
+    return of_scale, of_hard if hard is None or of_hard is None else of_hard.view(hard.shape), out
 
 
-def _twice(_ctx: Any, *_upstreams: Any) -> None:
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, scale: Tensor | None, hard: Tensor | None, *tensors: Tensor
+    ) -> Tensor:
+        # Row-wise gradients need the upstream gradient, so they are formed in the backward.
+        now = replace(call, needs=(False,) * len(call.needs)) if call.rowwise else call
+        loss, ctx.kept = _forward(tensors, hard, scale, now)
+        ctx.call = call
+        ctx.save_for_backward(scale, hard, *tensors)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        scale, hard, *tensors = ctx.saved_tensors
+        with torch.no_grad():
+            of_scale, of_hard, out = _backward(tensors, hard, scale, ctx.call, ctx.kept, upstream)
+        gradients = [of_scale if ctx.needs_input_grad[1] else None, of_hard, *out]
+        if torch.is_grad_enabled():
+            gradients = [
+                None if g is None else _Once.apply(g, upstream, *tensors) for g in gradients
+            ]
+        return None, *gradients
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that raises when it is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *depends_on: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:  # noqa: ARG004
+        _refuse()
+
+
+def _refuse(*_anything: Any) -> None:
     raise RuntimeError(
         "info_nce: second derivatives are not implemented; for a gradient penalty write the loss "
         "in plain torch (simcse_fast/kernels/infonce/reference.py is that)."
     )
 
 
-info_nce.register_autograd(_backward, setup_context=_save)
-info_nce_backward.register_autograd(_twice)
-
-
 class _FirstOrder(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.view_as(x)
+    def forward(ctx: Any, loss: Tensor) -> Tensor:  # noqa: ARG004
+        return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # noqa: ARG004
-        return _Twice.apply(upstream)
-
-
-class _Twice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.view_as(x)
-
-    backward = staticmethod(_twice)
+        return _Once.apply(upstream)
 
 
 def first_order(loss: Tensor) -> Tensor:
     """The same tensor; differentiating its gradient raises, as with every back-end."""
     return _FirstOrder.apply(loss)  # type: ignore[no-any-return]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that the products and the loss are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# What follows says the same to compilers, whose operators take tensors, numbers and flat lists.
+
+
+def _flat(call: Call) -> tuple[Any, ...]:
+    terms = call.terms
+    integers = [int(terms.symmetric), int(terms.normalize), int(call.rowwise)]
+    values = [call.scale_value, call.uniform_weight, terms.margin, terms.label_smoothing]
+    values.append(terms.hard_negative_weight)
+    for block in terms.blocks:
+        integers += [block.anchor, block.key, block.period, int(block.own)]
+        values += [block.hardness, block.own_hardness]
+    tensors = (call.labels, call.query_ids, call.key_ids, call.weight)
+    return *tensors, integers, values, list(call.needs), call.backend
+
+
+def _call(
+    labels: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    weight: Tensor | None,
+    integers: Sequence[int],
+    values: Sequence[float],
+    needs: Sequence[bool],
+    backend: str,
+) -> Call:
+    blocks = tuple(
+        Block(*integers[i : i + 3], Own(integers[i + 3]), *values[j : j + 2])
+        for i, j in zip(range(3, len(integers), 4), range(5, len(values), 2), strict=True)
+    )
+    terms = Terms(blocks, bool(integers[0]), bool(integers[1]), *values[2:5])
+    return Call(
+        *(labels, terms, backend, tuple(needs), bool(integers[2]), values[0]),
+        *(query_ids, key_ids, weight, values[1]),
+    )
+
+
+def _some(tensors: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """An empty tensor for None."""
+    return [like.new_empty(0) if x is None else x for x in tensors]
+
+
+@torch.library.custom_op("simcse_fast::info_nce", mutates_args=())
+def info_nce(
+    tensors: Sequence[Tensor],
+    hard: Tensor | None,
+    scale: Tensor | None,
+    labels: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    weight: Tensor | None,
+    integers: Sequence[int],
+    values: Sequence[float],
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    """[loss, gradients of the unit rows ..., inverse lengths ...], empty where there is none."""
+    call = _call(labels, query_ids, key_ids, weight, integers, values, needs, backend)
+    loss, result = _forward(tensors, hard, scale, call)
+    return [loss, *_some(result.gradients, loss), *_some(result.inverses, loss)]
+
+
+@info_nce.register_fake
+def _info_nce_fake(tensors, hard, scale, labels, query_ids, key_ids, weight, integers, values, needs, backend):  # type: ignore[no-untyped-def]  # noqa: E501
+    del scale, query_ids, key_ids, weight, values, backend
+    everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
+    like = tensors[0].new_empty(0, dtype=_wide(tensors[0].dtype))
+    return [
+        like.new_empty(labels.shape if integers[2] else ()),
+        *(like.new_empty(x.shape if n else 0) for x, n in zip(everything, needs, strict=True)),
+        *(like.new_empty(x.shape[0] if integers[1] else 0) for x in everything),
+    ]
+
+
+@torch.library.custom_op("simcse_fast::info_nce_backward", mutates_args=())
+def info_nce_backward(
+    tensors: Sequence[Tensor],
+    hard: Tensor | None,
+    scale: Tensor | None,
+    kept: Sequence[Tensor],  # gradients of the unit rows, inverse lengths; [] if row-wise
+    upstream: Tensor,
+    labels: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    weight: Tensor | None,
+    integers: Sequence[int],
+    values: Sequence[float],
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    """[gradient of the scale, of the hard negatives, of the tensors ...]; empty where none."""
+    call = _call(labels, query_ids, key_ids, weight, integers, values, needs, backend)
+    half = len(kept) // 2
+    some = [x if x.numel() else None for x in kept]
+    result = panels.Result(upstream, some[:half], some[half:]) if half else None
+    of_scale, of_hard, out = _backward(tensors, hard, scale, call, result, upstream)
+    return _some([of_scale, of_hard, *out], upstream)
+
+
+@info_nce_backward.register_fake
+def _info_nce_backward_fake(tensors, hard, scale, kept, upstream, labels, query_ids, key_ids, weight, integers, values, needs, backend):  # type: ignore[no-untyped-def]  # noqa: E501
+    del kept, labels, query_ids, key_ids, weight, integers, values, backend
+    everything = [hard, *tensors] if hard is None else [hard, *tensors]
+    order = [False if hard is None else needs[-1], *needs[: len(tensors)]]
+    return [
+        upstream.new_empty(0) if scale is None else torch.empty_like(scale),
+        *(
+            x.new_empty(x.shape) if n else upstream.new_empty(0)
+            for x, n in zip(everything, order, strict=True)
+        ),
+    ]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    tensors, hard, scale, *constant = inputs[:7]
+    ctx.flat, ctx.count = inputs[7:], len(tensors)
+    ctx.mark_non_differentiable(*output[1:])
+    rowwise = bool(ctx.flat[0][2])
+    ctx.save_for_backward(hard, scale, *constant, *tensors, *([] if rowwise else output[1:]))
+
+
+def _operator_backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
+    hard, scale, *constant = ctx.saved_tensors[:6]
+    tensors = list(ctx.saved_tensors[6 : 6 + ctx.count])
+    kept = list(ctx.saved_tensors[6 + ctx.count :])
+    of_scale, of_hard, *out = info_nce_backward(
+        tensors, hard, scale, kept, upstream[0], *constant, *ctx.flat
+    )
+    needs = ctx.flat[2]
+    wanted = [g if n else None for g, n in zip(out, needs[: ctx.count], strict=True)]
+    return (
+        wanted,
+        of_hard if hard is not None and needs[-1] else None,
+        None if scale is None else of_scale,
+        *[None] * 8,
+    )
+
+
+info_nce.register_autograd(_operator_backward, setup_context=_save)
+info_nce_backward.register_autograd(_refuse)

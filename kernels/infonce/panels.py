@@ -5,7 +5,7 @@ gradient is formed in the forward pass and nothing is computed twice. docs/loss.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,7 +104,7 @@ def run(
     tensors: list[Tensor],  # (rows, D) each, contiguous, fp32 or fp64
     hard: Tensor | None,  # (M, K, D)
     job: Job,
-    needs: list[bool],  # gradients wanted, like tensors + [hard]
+    needs: Sequence[bool],  # gradients wanted, like tensors + [hard]
     limit: int,  # bytes of the workspace
 ) -> Result:
     """Losses of all rows and the gradients of the unit rows."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simcse_fast import autograd
+from simcse_fast.autograd import Call
 from simcse_fast.backend import choose
 from simcse_fast.kernels.infonce import reference
 from simcse_fast.kernels.infonce.terms import Block, Terms
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -82,7 +80,6 @@ def info_nce(
         0.7437
     """
     _check_pair(query, key)
-    rows = query.shape[0]
     labels = _labels(labels, query, key, symmetric)
     _check_hard_negatives(hard_negatives, query)
     scale, scale_value = _scale(temperature, query)
@@ -107,11 +104,19 @@ def info_nce(
         hard_negative_weight=float(hard_negative_weight),
     )
     row_weight, uniform = _row_weight(weight, query, reduction)
-    return _dispatch(
-        *([query, key], hard_negatives, scale, scale_value, labels, query_ids, key_ids),
-        *(row_weight, uniform, terms, reduction == "none"),
-        choose(backend, query.device),
+    call = Call(
+        labels=labels,
+        terms=terms,
+        backend=choose(backend, query.device),
+        needs=_needs([query, key], hard_negatives, scale),
+        rowwise=reduction == "none",
+        scale_value=scale_value,
+        query_ids=query_ids,
+        key_ids=key_ids,
+        weight=row_weight,
+        uniform_weight=uniform,
     )
+    return _evaluate([query, key], hard_negatives, scale, call)
 
 
 class InfoNCELoss(nn.Module):
@@ -197,43 +202,39 @@ def block_softmax(
     Row i is the i-th sample; it owns the columns i, i + period, ... of each block. The tensors
     (rows, D) come from a drop-in loss, which has checked them.
     """
-    rows = blocks[0].period
-    labels = torch.arange(rows, device=tensors[0].device)
-    terms = Terms(blocks=blocks, normalize=normalize)
-    chosen = choose(backend, tensors[0].device)
-    return _dispatch(
-        tensors, None, None, scale, labels, None, None, None, 1 / rows, terms, False, chosen
+    rows, device = blocks[0].period, tensors[0].device
+    call = Call(
+        labels=torch.arange(rows, device=device),
+        terms=Terms(blocks=blocks, normalize=normalize),
+        backend=choose(backend, device),
+        needs=_needs(tensors, None, None),
+        scale_value=scale,
+        uniform_weight=1 / rows,
     )
+    return _evaluate(tensors, None, None, call)
 
 
-def _dispatch(
-    tensors: list[Tensor],
-    hard: Tensor | None,
-    scale: Tensor | None,
-    scale_value: float,
-    labels: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    weight: Tensor | None,
-    uniform_weight: float,
-    terms: Terms,
-    rowwise: bool,
-    backend: str,
-) -> Tensor:
-    if backend == "reference":
-        multiplier = scale_value if scale is None else scale
-        losses = reference.losses(tensors, hard, multiplier, labels, query_ids, key_ids, terms)
-        losses = losses * (uniform_weight if weight is None else weight)
-        return autograd.first_order(losses if rowwise else losses.sum())
+def _needs(
+    tensors: list[Tensor], hard: Tensor | None, scale: Tensor | None
+) -> tuple[bool, ...]:
     grad = torch.is_grad_enabled()
-    inputs = [*tensors, *([] if hard is None else [hard])]
-    needs = [grad and x.requires_grad for x in inputs]
+    needs = [grad and x.requires_grad for x in (*tensors, *([] if hard is None else [hard]))]
     if grad and scale is not None and scale.requires_grad:
         needs[0] = True  # the scale's gradient is read off the queries'
-    return autograd.info_nce(
-        *(tensors, hard, scale, scale_value, labels, query_ids, key_ids, weight),
-        *(uniform_weight, *autograd.pack(terms), needs, rowwise, backend),
-    )[0]
+    return tuple(needs)
+
+
+def _evaluate(
+    tensors: list[Tensor], hard: Tensor | None, scale: Tensor | None, call: Call
+) -> Tensor:
+    if call.backend != "reference":
+        return autograd.contrast(tensors, hard, scale, call)
+    multiplier = call.scale_value if scale is None else scale
+    losses = reference.losses(
+        tensors, hard, multiplier, call.labels, call.query_ids, call.key_ids, call.terms
+    )
+    losses = losses * (call.uniform_weight if call.weight is None else call.weight)
+    return autograd.first_order(losses if call.rowwise else losses.sum())
 
 
 def _check_pair(query: Tensor, key: Tensor) -> None:
