@@ -16,7 +16,22 @@ if TYPE_CHECKING:
 
 NAMES = ("auto", "reference", "torch", "cpu", "triton", "cuda")
 DEFAULT_LIMIT = {"cpu": 96 << 20, "cuda": 1536 << 20}
+NO_KERNELS = "this version has no GPU kernels yet; CUDA tensors take torch"
 _limit: int | None = None
+
+
+def _native_problem() -> str:
+    try:
+        native.load()
+    except OSError as error:
+        return (
+            f"the native library is missing ({error}); install a C++ compiler and run "
+            "`pip install -e .` again"
+        )
+    return ""
+
+
+MISSING = {"cpu": _native_problem(), "triton": NO_KERNELS, "cuda": NO_KERNELS}
 
 
 @dataclass(frozen=True)
@@ -37,16 +52,14 @@ def backends() -> dict[str, BackendStatus]:
         >>> backends()["reference"].available
         True
     """
-    missing = _native_problem()
-    kernels = BackendStatus(False, "this version has no GPU kernels yet; CUDA tensors take torch")
+    details = {
+        "reference": "plain torch with the full N x N matrix, any device",
+        "torch": "row panels on torch operations, any device",
+        "cpu": f"row panels, native loops ({'' if MISSING['cpu'] else native.instruction_set()})",
+    }
     return {
-        "reference": BackendStatus(True, "plain torch with the full N x N matrix, any device"),
-        "torch": BackendStatus(True, "row panels on torch operations, any device"),
-        "cpu": BackendStatus(False, missing)
-        if missing
-        else BackendStatus(True, f"row panels, native loops ({native.instruction_set()})"),
-        "triton": kernels,
-        "cuda": kernels,
+        name: BackendStatus(not MISSING.get(name), MISSING.get(name) or details[name])
+        for name in NAMES[1:]
     }
 
 
@@ -88,28 +101,17 @@ def choose(backend: str, device: torch.device) -> str:
     if backend not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {backend!r}.")
     if backend == "auto":
-        return "cpu" if device.type == "cpu" and not _native_problem() else "torch"
+        return "cpu" if device.type == "cpu" and not MISSING["cpu"] else "torch"
     if backend == "cpu" and device.type != "cpu":
         raise BackendUnavailableError(
             f'backend="cpu": the tensors are on {device}; move them to the CPU, or use '
             'backend="auto".'
         )
-    if not (status := backends()[backend]).available:
-        raise BackendUnavailableError(f'backend="{backend}": {status.detail}; use backend="auto".')
+    if missing := MISSING.get(backend):
+        raise BackendUnavailableError(f'backend="{backend}": {missing}; or use backend="auto".')
     return backend
 
 
 def part_of(name: str, dtype: torch.dtype) -> Part:
     """The part of the panel plan behind a name; the native one is fp32."""
     return cpu if name == "cpu" and dtype == torch.float32 else torch_ops
-
-
-def _native_problem() -> str:
-    try:
-        native.load()
-    except OSError as error:
-        return (
-            f"the native library is missing ({error}); install a C++ compiler and run "
-            "`pip install -e .` again"
-        )
-    return ""
