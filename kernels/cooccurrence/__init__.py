@@ -1,0 +1,1 @@
+"""Co-occurrence within a sentence, and the information gain it gives every word."""
