@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*/* tests/native/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*/* tests/native/*)
 SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 # Only their loss files are read, by path, as originals to compare with; their own requirements
 # (torchvision, timm, ...) are not wanted.
