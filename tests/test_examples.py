@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import simcse_fast
 
@@ -44,9 +45,7 @@ def test_page(page, tmp_path, monkeypatch):
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    # torch and the public names are at hand in every example, as after the README's first lines.
-    public = {public: getattr(simcse_fast, public) for public in simcse_fast.__all__}
-    torch = importlib.import_module("torch")
-    names = {**vars(module), "torch": torch, "simcse_fast": simcse_fast, **public}
+    # At hand in every example, as after the README's first lines.
+    names = {name: getattr(simcse_fast, name) for name in simcse_fast.__all__} | {"torch": torch}
     result = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

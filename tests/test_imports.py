@@ -11,7 +11,7 @@ import pytest
 import simcse_fast
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTSIDE_KERNELS = {"torch", "numpy", "triton", "numba"}
+OUTSIDE_KERNELS = {"torch", "numpy", "triton", "numba", "llvmlite"}  # llvmlite is numba's own
 HEAVY = {
     *("numba", "triton", "transformers", "sentence_transformers", "datasets"),
     *("pyarrow", "matplotlib", "pandas", "tqdm", "scipy", "sklearn"),
