@@ -1,0 +1,145 @@
+"""The normalized-temperature cross-entropy of lightly and SimCLR, fused, with its memory bank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed.nn.functional
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from simcse_fast.losses.info_nce import info_nce
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SMALLEST_TEMPERATURE = 1e-8
+
+
+class NTXentLoss(nn.Module):
+    """lightly's `NTXentLoss`, without its matrices of logits.
+
+    Without a memory bank each of the 2 n views is told from the 2 n - 2 views of other images; with
+    one, each row of the first views is told from the entries of the bank.
+
+    loss_i = -log( exp(cos(z_i, z_p(i)) / temperature) / sum_j exp(cos(z_i, z_j) / temperature) )
+
+    Args:
+        temperature: divides the similarities; may be negative, as in lightly.
+        memory_bank_size: (entries, width) of the bank; 0 for none.
+        gather_distributed: the views of all processes are negatives, and fill the bank.
+
+    Raises:
+        ValueError: abs(temperature) < 1e-8; a size that is negative, or an entry count alone; or
+            gather_distributed with a torch that has no torch.distributed.
+
+    Reference: Chen et al. 2020, arXiv 2002.05709; He et al. 2020, arXiv 1911.05722 (bank).
+
+    Example:
+        >>> loss = NTXentLoss(temperature=1.0)
+        >>> round(loss(torch.eye(4), torch.eye(4)).item(), 4)  # log(1 + 6 / e)
+        1.1654
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        if abs(temperature) < SMALLEST_TEMPERATURE:
+            raise ValueError(f"temperature: expected |temperature| >= 1e-8, got {temperature}.")
+        if gather_distributed and not distributed.is_available():
+            raise ValueError("gather_distributed: this torch was built without torch.distributed.")
+        self.memory_bank = _MemoryBank(memory_bank_size, gather_distributed)
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of one batch; fills the bank where out0 will get a gradient.
+
+        Args:
+            out0: (n, D) embeddings of the first views.
+            out1: (n, D) embeddings of the second views, row i of the same image as row i of out0.
+
+        Returns:
+            0-d tensor, fp32 (fp64 for fp64 input).
+
+        Raises:
+            ValueError: the two differ in shape, or are not matrices.
+        """
+        if out0.ndim != 2 or out0.shape != out1.shape:  # noqa: PLR2004
+            raise ValueError(
+                f"out1: expected the shape of out0, (n, D); got {tuple(out1.shape)} beside "
+                f"{tuple(out0.shape)}."
+            )
+        if self.memory_bank.size[0]:
+            return self._against_bank(out0, out1)
+        return self._in_batch(out0, out1)
+
+    def _in_batch(self, out0: Tensor, out1: Tensor) -> Tensor:
+        gathers = self.gather_distributed and _world_size() > 1
+        keys = [_gather(out0), _gather(out1)] if gathers else [out0, out1]
+        images, before = len(keys[0]), distributed.get_rank() * len(out0) if gathers else 0
+        own = torch.arange(before, before + len(out0), device=out0.device)
+        return self._info_nce(
+            torch.cat([out0, out1]),
+            torch.cat(keys),
+            labels=torch.cat([own + images, own]),
+            query_ids=own.repeat(2),
+            key_ids=torch.arange(images, device=out0.device).repeat(2),
+        )
+
+    def _against_bank(self, out0: Tensor, out1: Tensor) -> Tensor:
+        out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+        key = torch.cat([out1, self.memory_bank.bank.to(out1)])
+        if out0.requires_grad:
+            self.memory_bank.enqueue(out1.detach())
+        # One id for all rows and their positives: they see no positive but their own.
+        key_ids = torch.ones(len(key), dtype=torch.int64, device=key.device)
+        key_ids[: len(out1)] = 0
+        query_ids = torch.zeros_like(key_ids[: len(out0)])
+        return self._info_nce(out0, key, query_ids=query_ids, key_ids=key_ids, normalize=False)
+
+    def _info_nce(self, query: Tensor, key: Tensor, **options: Any) -> Tensor:
+        query = query if self.temperature > 0 else -query
+        return info_nce(query, key, temperature=abs(self.temperature), **options)
+
+
+class _MemoryBank(nn.Module):
+    """Past embeddings, as a ring; the buffers are named, drawn and filled as in lightly."""
+
+    bank: Tensor  # (entries, width)
+    bank_ptr: Tensor  # (1,) int64: the next entry to overwrite
+
+    def __init__(self, size: int | Sequence[int], gather_distributed: bool) -> None:
+        super().__init__()
+        self.size = (size,) if isinstance(size, int) else tuple(size)
+        if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):  # noqa: PLR2004
+            raise ValueError(f"memory_bank_size: expected (entries, width) or 0, got {size}.")
+        self.gather_distributed = gather_distributed
+        bank = torch.randn(self.size) if len(self.size) > 1 else torch.empty(0)
+        self.register_buffer("bank", F.normalize(bank, dim=-1), persistent=False)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
+
+    @torch.no_grad()
+    def enqueue(self, batch: Tensor) -> None:
+        """Overwrite the oldest entries; a batch that reaches the end is cut there."""
+        if self.gather_distributed and _world_size() > 1:
+            batch = _gather(batch)
+        first = int(self.bank_ptr)
+        end = min(first + len(batch), self.size[0])
+        self.bank[first:end] = batch[: end - first]
+        self.bank_ptr[0] = end % self.size[0]
+
+
+def _gather(x: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks, with gradients."""
+    return torch.cat(torch.distributed.nn.functional.all_gather(x))  # type: ignore[no-untyped-call]
+
+
+def _world_size() -> int:
+    available = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if available else 1
