@@ -6,7 +6,7 @@ time, and between two pieces of work Python can show progress and be interrupted
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from numba import njit
@@ -51,8 +51,8 @@ def run_workers(workers: int, work: Callable[[int], Iterator[int]], tick: Tick) 
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(drive, worker) for worker in range(workers)]
         try:
-            for future in futures:
-                future.result()
-        except BaseException:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
             stop.set()
-            raise
+    for future in futures:
+        future.result()

@@ -21,8 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
-
-from ..numba_threads import Tick, jit, pieces, run_workers
+from simcse_fast.kernels.numba_threads import Tick, jit, pieces, run_workers
 
 DENSE = 1024  # 2 MB of 32-bit counts: one core's L2
 RANKED = 192  # tokens up to which sorting by comparing all with all wins; vector code, no branches
@@ -30,10 +29,11 @@ AHEAD = 8  # occurrences to prefetch ahead: a row's sentences lie anywhere in me
 SLICE = 4096  # sentences a worker takes through all steps while they are in cache
 
 Array = NDArray[Any]
+Counter = type[np.unsignedinteger[Any]]
 
 
 class Bags(NamedTuple):
-    """Sentences as sorted (word, times) entries; sentence s starts at starts[s], in any order."""
+    """Sentences as sorted (word, times) entries; sentence s begins at starts[s]."""
 
     entries: Array  # (tokens,) word << bits | times
     starts: Array  # (sentences + 1,)
@@ -58,7 +58,7 @@ class Terms(NamedTuple):
     own: Array  # (words,) c_ww
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def prefetch(_context: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of array[index]; 0.39 -> 0.17 s on the rows of 6.8 M tokens."""
 
@@ -74,11 +74,11 @@ def prefetch(_context: Any, array: Any, index: Any) -> Any:
 
 
 @jit
-def sort_sentences(ids: Array, bags: Bags, low: int, high: int) -> None:
-    """Fill the bags of sentences [low, high); longer ones than RANKED come sorted."""
+def sort_sentences(ids: Array, bags: Bags, share: tuple[int, int]) -> None:
+    """Fill the bags of a range of sentences; longer ones than RANKED come sorted."""
     entries, bits = bags.entries, bags.bits
     words, times = np.empty(RANKED, np.uint32), np.zeros(RANKED, np.uint32)
-    for s in range(low, high):
+    for s in range(*share):
         start, end = bags.starts[s], bags.starts[s]
         sentence = ids[start : bags.starts[s + 1]]
         if len(sentence) <= RANKED:
@@ -102,9 +102,9 @@ def sort_sentences(ids: Array, bags: Bags, low: int, high: int) -> None:
 
 
 @jit
-def add_terms(bags: Bags, low: int, high: int, log_p: Array, terms: Terms) -> None:
-    """Add the sentences [low, high) to the terms that need no pairs."""
-    for s in range(low, high):
+def add_terms(bags: Bags, share: tuple[int, int], log_p: Array, terms: Terms) -> None:
+    """Add a range of sentences to the terms that need no pairs."""
+    for s in range(*share):
         start = bags.starts[s]
         beside = bags.starts[s + 1] - start - 1
         total = 0.0
@@ -119,11 +119,13 @@ def add_terms(bags: Bags, low: int, high: int, log_p: Array, terms: Terms) -> No
 
 
 @jit
-def count_dense(bags: Bags, low: int, high: int, dense: int, triangle: Array, seen: Array) -> None:
-    """Count pairs of words below `dense` in a triangle; count the sentences of every other word."""
+def count_dense(
+    bags: Bags, share: tuple[int, int], dense: int, triangle: Array, seen: Array
+) -> None:
+    """Count pairs of words below `dense` in a triangle, and the sentences of every other word."""
     entries, bits, mask = bags.entries, bags.bits, bags.mask
     one, first = np.uint64(1), np.uint64(dense)  # unsigned: no test for negative indices
-    for s in range(low, high):
+    for s in range(*share):
         start = bags.starts[s]
         for stop in range(start, start + bags.sizes[s]):
             word, times = np.uint64(entries[stop] >> bits), entries[stop] & mask
@@ -136,9 +138,9 @@ def count_dense(bags: Bags, low: int, high: int, dense: int, triangle: Array, se
 
 
 @jit
-def fill_rows(bags: Bags, low: int, high: int, rows: Rows, cursor: Array) -> None:
-    """Write the spans of sentences [low, high), each at its word's cursor."""
-    for s in range(low, high):
+def fill_rows(bags: Bags, share: tuple[int, int], rows: Rows, cursor: Array) -> None:
+    """Write the spans of a range of sentences, each at its word's cursor."""
+    for s in range(*share):
         start = bags.starts[s]
         for stop in range(start + bags.sizes[s] - 1, start - 1, -1):
             row = np.int64(bags.entries[stop] >> bags.bits) - rows.first
@@ -150,9 +152,9 @@ def fill_rows(bags: Bags, low: int, high: int, rows: Rows, cursor: Array) -> Non
 
 
 @jit
-def harvest(count: int, word: int, table: Array, sums: Array) -> float:
+def harvest(count: int, word: int, table: Array, sums: Array) -> Any:
     """Add f(count) to the partner's sum and return it for the row's; pairs seen once add 0."""
-    if count < 2:
+    if count <= 1:
         return 0.0
     value = table[count] if count < len(table) else count * np.log(count)
     sums[word] += value
@@ -169,7 +171,7 @@ def sum_dense(triangle: Array, dense: int, table: Array, sums: Array) -> None:
 
 
 @jit
-def sum_rows(
+def sum_rows(  # noqa: PLR0917 - numba has no keyword-only arguments
     bags: Bags,
     rows: Rows,
     row_range: tuple[int, int, int],  # first row, end, step: a worker's share is interleaved
@@ -181,7 +183,7 @@ def sum_rows(
     entries, bits, mask, spans = bags.entries, bags.bits, bags.mask, rows.spans
     for row in range(*row_range):
         word = rows.first + row
-        touched = 0
+        touched: Any = 0
         for k in range(rows.starts[row], rows.starts[row + 1]):
             ahead = min(k + AHEAD, len(spans) - 1)
             start, stop = np.int64(spans[ahead, 0]), np.int64(spans[ahead, 1])
@@ -201,15 +203,15 @@ def sum_rows(
         else:
             for k in range(rows.starts[row], rows.starts[row + 1]):
                 for i in range(np.int64(spans[k, 0]), np.int64(spans[k, 1])):
-                    other = entries[i] >> bits
-                    total += harvest(count[other], other, table, sums)
-                    count[other] = 0
+                    partner = entries[i] >> bits
+                    total += harvest(count[partner], partner, table, sums)
+                    count[partner] = 0
         sums[word] += total
 
 
 def entropy_table(size: int = 1 << 14) -> NDArray[np.float64]:
     """f(c) = c log c for small counts."""
-    counts = np.arange(size)
+    counts = np.arange(size, dtype=np.float64)
     return counts * np.log(np.maximum(counts, 1))
 
 
@@ -240,12 +242,12 @@ class Run:
 
 
 def count_sentences(
-    run: Run, ids: Array, bags: Bags, counts: Array, dense: int, kind: type
+    run: Run, ids: Array, bags: Bags, *, counts: Array, dense: int, kind: Counter
 ) -> tuple[Array, Array, Terms]:
-    """The triangle of counts, how many sentences of each worker hold a row's word, and the terms."""
+    """The triangle of counts, sentences of each row's word by worker, and the other terms."""
     workers, words = len(run.shares), len(counts)
     log_p = np.log(np.maximum(counts, 1) / max(len(ids), 1))
-    triangles = np.zeros((workers, dense * (dense - 1) // 2), kind)
+    triangles: Array = np.zeros((workers, dense * (dense - 1) // 2), kind)
     seen = np.zeros((workers, words - dense), np.int64)
     terms = Terms(*(np.zeros((workers, words), of) for of in (np.int64, np.float64, np.int64)))
 
@@ -253,9 +255,9 @@ def count_sentences(
         mine = Terms(*(term[worker] for term in terms))
         for low, high in pieces(*run.shares[worker], SLICE):
             rare = seen[worker].sum()
-            sort_sentences(ids, bags, low, high)
-            add_terms(bags, low, high, log_p, mine)
-            count_dense(bags, low, high, dense, triangles[worker], seen[worker])
+            sort_sentences(ids, bags, (low, high))
+            add_terms(bags, (low, high), log_p, mine)
+            count_dense(bags, (low, high), dense, triangles[worker], seen[worker])
             yield int(bags.starts[high] - bags.starts[low] - seen[worker].sum() + rare)
 
     run(work)
@@ -272,21 +274,21 @@ def index_rows(run: Run, bags: Bags, dense: int, seen: Array) -> Rows:
     cursors = np.ascontiguousarray((ends - seen.T).T)
 
     def work(worker: int) -> Iterator[int]:
-        fill_rows(bags, *run.shares[worker], rows, cursors[worker])
+        fill_rows(bags, run.shares[worker], rows, cursors[worker])
         yield 0
 
     run(work)
     return rows
 
 
-def add_rows(run: Run, bags: Bags, rows: Rows, table: Array, sums: Array, kind: type) -> None:
+def add_rows(run: Run, bags: Bags, rows: Rows, *, table: Array, sums: Array, kind: type) -> None:
     """Add every row's pairs to `sums`, one line of it for each worker."""
     workers, words = sums.shape
     # Slices of equal numbers of occurrences; inside a slice the workers take rows in turn.
     cuts = np.unique(np.searchsorted(rows.starts, np.linspace(0, rows.starts[-1], 65)))
 
     def work(worker: int) -> Iterator[int]:
-        count = np.zeros(words, kind)
+        count: Array = np.zeros(words, kind)
         for low, high in pairwise(cuts.tolist()):
             share = (low + worker, high, workers)
             sum_rows(bags, rows, share, table, count, sums[worker])
@@ -315,19 +317,19 @@ def pair_sums(
         tick: called with numbers of tokens that are done.
     """
     words, sentences = len(counts), len(offsets) - 1
-    run = Run(
-        [(sentences * k // threads, sentences * (k + 1) // threads) for k in range(threads)], tick
-    )
+    edges = [sentences * k // threads for k in range(threads + 1)]
+    run = Run(list(pairwise(edges)), tick)
     dense = min(DENSE, words)
     ids, bags = pack(ids, offsets, words)
     # No count of a pair exceeds the tokens beside all occurrences of one word.
     most = int(counts.max(initial=0)) * int(np.diff(offsets).max(initial=0))
-    kind = np.uint32 if most < 1 << 32 else np.uint64
+    kind: Counter = np.uint32 if most < 1 << 32 else np.uint64
 
-    triangle, seen, terms = count_sentences(run, ids, bags, counts, dense, kind)
+    triangle, seen, terms = count_sentences(run, ids, bags, counts=counts, dense=dense, kind=kind)
     sums = np.zeros((threads, words))
     sum_dense(triangle, dense, table, sums[0])
-    add_rows(run, bags, index_rows(run, bags, dense, seen), table, sums, kind)
+    rows = index_rows(run, bags, dense, seen)
+    add_rows(run, bags, rows, table=table, sums=sums, kind=kind)
     in_table = table[np.minimum(terms.own, len(table) - 1)]
     beyond = terms.own * np.log(np.maximum(terms.own, 1))
     return sums.sum(axis=0) + np.where(terms.own < len(table), in_table, beyond), terms

@@ -1,5 +1,7 @@
 """Information gain written out. The oracle of the tests; never optimised."""
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ def cooccurrence_counts(
 ) -> NDArray[np.int64]:  # (size, size)
     """c[w, v]: how often v stands beside w, counted once for each pair of distinct positions."""
     pairs = np.zeros((size, size), dtype=np.int64)
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         times = np.bincount(ids[start:stop], minlength=size)
         pairs += np.outer(times, times) - np.diag(times)
     return pairs

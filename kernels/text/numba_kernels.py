@@ -8,23 +8,22 @@ Equal to kernels.text.reference on any valid UTF-8.
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ..numba_threads import Tick, jit, run_workers
+from simcse_fast.kernels.numba_threads import Tick, jit, run_workers
 
 Array = NDArray[Any]
 
 SHARD = 64 << 20  # bytes of text to one hash table
 POINTS = 0x110000
-MARKS_PLANE = 14  # variation selectors; the other planes above 3 hold no marks
+ASCII, LEAD_3, LEAD_4 = 0x80, 0xE0, 0xF0  # first bytes of characters: bounds by their width
+MARKS = (0, 1, 2, 3, 14)  # planes that hold combining marks
 # ASCII letters and digits in lower case, 0 for separators; bytes of other characters unchanged.
-FOLD = np.array(
-    [ord(chr(b).lower()) if b > 127 or chr(b).isalnum() else 0 for b in range(256)], np.uint8
-)
-FOLD[128:] = np.arange(128, 256)
+FOLD = np.array([ord(chr(b).lower()) if chr(b).isalnum() else 0 for b in range(256)], np.uint8)
+FOLD[ASCII:] = np.arange(ASCII, 256)
 SEED, PRIME, HALF = np.uint64(0xCBF29CE484222325), np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 
 
@@ -50,20 +49,17 @@ class Table(NamedTuple):
 def word_characters() -> NDArray[np.bool_]:  # (POINTS,)
     """Whether each code point is a word character, by Python's own Unicode tables."""
     points = np.arange(POINTS, dtype=np.uint32)
-    is_word = np.strings.isalnum(points.view("U1"))
-    plane = points >> 16
-    for point in np.flatnonzero(~is_word & ((plane < 4) | (plane == MARKS_PLANE))).tolist():
+    is_word = np.char.isalnum(points.view("U1"))
+    for point in np.flatnonzero(~is_word & np.isin(points >> 16, MARKS)).tolist():
         is_word[point] = unicodedata.category(chr(point))[0] == "M"
     return is_word
 
 
 @jit
-def character_at(data: Array, i: int, is_word: Array) -> int:
-    """Bytes of the character that starts at data[i]; negative for a separator."""
+def character_at(data: Array, i: int, is_word: Array) -> Any:
+    """Bytes of the character beyond ASCII that starts at data[i]; negative for a separator."""
     lead = np.int64(data[i])
-    if lead < 0x80:
-        return 1 if FOLD[lead] else -1
-    width = 2 + (lead >= 0xE0) + (lead >= 0xF0)
+    width = 2 + (lead >= LEAD_3) + (lead >= LEAD_4)
     point = lead & (0x7F >> width)
     for k in range(1, width):
         point = point << 6 | np.int64(data[i + k]) & 0x3F
@@ -73,7 +69,7 @@ def character_at(data: Array, i: int, is_word: Array) -> int:
 @jit
 def same_word(data: Array, a: int, b: int, length: int) -> bool:
     """Whether two words are equal but for ASCII case."""
-    for k in range(length):
+    for k in range(length):  # noqa: SIM110 - numba compiles no generator here
         if FOLD[data[a + k]] != FOLD[data[b + k]]:
             return False
     return True
@@ -86,7 +82,7 @@ def empty_table(words: int) -> Table:
 
 
 @jit
-def scan(
+def scan(  # noqa: C901, PLR0917 - one pass over the bytes; numba has no keyword-only arguments
     data: Array,  # (bytes,) valid UTF-8
     starts: Array,  # (texts + 1,) text t is data[starts[t] : starts[t + 1]]
     is_word: Array,  # (POINTS,)
@@ -109,7 +105,7 @@ def scan(
             begin, code, width = i, SEED, 1
             while i < end:
                 letter = FOLD[data[i]]
-                if letter >= 0x80:
+                if letter >= ASCII:
                     width = character_at(data, i, is_word)
                     if width < 0:
                         break
@@ -123,9 +119,9 @@ def scan(
                 i += 1
             if i > begin:
                 code ^= code >> HALF  # low bits choose the slot, high bits are mixed best
-                slot, word = np.int64(code & np.uint64(last)), np.int64(0)
+                slot: Any = np.int64(code & np.uint64(last))
                 while True:
-                    word = np.int64(table.slots[slot])
+                    word: Any = np.int64(table.slots[slot])
                     if word < 0 or (
                         table.hashes[word] == code
                         and table.stop[word] - table.first[word] == i - begin
@@ -193,8 +189,7 @@ def shards(starts: Array, threads: int) -> list[tuple[int, int]]:
     """Ranges of texts with about equal numbers of bytes, a multiple of `threads` of them."""
     rounds = 1 + int(starts[-1] - starts[0]) // (SHARD * threads)
     cuts = np.linspace(starts[0], starts[-1], threads * rounds + 1)[1:-1]
-    edges = [0, *np.searchsorted(starts, cuts).tolist(), len(starts) - 1]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise([0, *np.searchsorted(starts, cuts).tolist(), len(starts) - 1]))
 
 
 def number_words(
@@ -206,7 +201,7 @@ def number_words(
 ) -> Numbered:
     """Split, lower-case and number the words of all texts."""
     ranges = shards(starts, threads)
-    is_word = word_characters() if data.max(initial=0) > 127 else np.zeros(128, bool)
+    is_word = word_characters() if data.max(initial=0) > ASCII - 1 else np.zeros(128, bool)
     parts: list[Any] = [None] * len(ranges)
     sizes = np.zeros(len(starts) - 1, np.int64)
 

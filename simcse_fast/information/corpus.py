@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class Sentences:
 
     def texts(self) -> Iterator[str]:
         """The sentences, without the line breaks of a file."""
-        data, ends = memoryview(self.data), self.starts.tolist()
-        for low, high in zip(ends[:-1], ends[1:], strict=True):
+        data = self.data.data
+        for low, high in pairwise(self.starts.tolist()):
             yield str(data[low:high], "utf-8").rstrip("\r\n")
 
 
@@ -203,7 +204,7 @@ def find_files(path: str) -> list[Path]:
     found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not found:
         raise ValueError(
-            f"corpus: no file {path!r:.200}; expected {ACCEPTED} (a single sentence: put it in a list)"
+            f"corpus: no file {path!r:.200}; expected {ACCEPTED}; put a single sentence in a list"
         )
     return [Path(name) for name in found]
 
@@ -273,7 +274,9 @@ def read_jsonl(path: Path) -> Sentences:
                 column = text_column(strings, list(value), where)
             value = value.get(column)
         if not isinstance(value, str):
-            raise ValueError(f"{where}: expected a string, or an object with a string in a field")
+            raise ValueError(  # noqa: TRY004 - the file's content, not the caller's type
+                f"{where}: expected a string, or an object with a string in a field"
+            )
         texts.append(value)
     return from_strings(texts)
 

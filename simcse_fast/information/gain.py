@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..kernels.cooccurrence.numba_kernels import cooccurrence_kl
-from ..kernels.text.numba_kernels import Numbered, number_words
-from .corpus import Sentences, TokenIds, read_corpus
-from .table import InformationTable
+from simcse_fast.information.corpus import Sentences, TokenIds, read_corpus
+from simcse_fast.information.table import InformationTable
+from simcse_fast.kernels.cooccurrence.numba_kernels import cooccurrence_kl
+from simcse_fast.kernels.text.numba_kernels import Numbered, number_words
 
 BATCH = 4096  # sentences to one call of a tokenizer
 Tick = Callable[[int], object]

@@ -1,0 +1,136 @@
+"""The counting engine: against brute force, scipy, and itself under every split of the work."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from simcse_fast.kernels.cooccurrence import numba_kernels, reference
+
+
+def gains(ids, offsets, words, threads=1):
+    ids = np.asarray(ids, np.uint32)
+    counts = np.bincount(ids, minlength=words)
+    offsets = np.asarray(offsets, np.int64)
+    return numba_kernels.cooccurrence_kl(ids, offsets, counts, threads=threads, tick=lambda _: None)
+
+
+def random_corpus(seed, sentences, longest, words):
+    """Zipf-like ids, the small ones frequent; some sentences are empty."""
+    rng = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(0, longest, sentences))])
+    ids = np.minimum(rng.geometric(0.08, offsets[-1]) - 1, words - 1)
+    return ids.astype(np.uint32), offsets
+
+
+@pytest.fixture(params=[0, 5, 1024], ids=["no-triangle", "small-triangle", "triangle-for-all"])
+def dense(request, monkeypatch):
+    """Words whose pairs the triangle counts; the rest are rows of the index."""
+    monkeypatch.setattr(numba_kernels, "DENSE", request.param)
+
+
+SHAPES = [
+    pytest.param(1, 1, 2, id="one-token"),
+    pytest.param(40, 3, 1, id="vocabulary-of-one"),
+    pytest.param(7, 12, 13, id="small-prime"),
+    pytest.param(300, 40, 60, id="rows-read-in-order"),  # most counters of a row are in use
+    pytest.param(60, 4, 60, id="rows-read-by-occurrence"),
+    pytest.param(5, 2 * numba_kernels.RANKED, 60, id="longer-than-the-rank-sort"),
+]
+
+
+@pytest.mark.usefixtures("dense")
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("sentences", "longest", "words"), SHAPES)
+def test_equal_to_brute_force_for_every_word(sentences, longest, words, threads):
+    ids, offsets = random_corpus(sentences, sentences, longest + 1, words)
+    exact = reference.cooccurrence_kl(ids, offsets, words)
+    np.testing.assert_allclose(gains(ids, offsets, words, threads), exact, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 6), max_size=9), min_size=1, max_size=9))
+def test_never_negative_and_equal_to_brute_force(sentences):
+    ids = np.array([word for sentence in sentences for word in sentence], np.uint32)
+    offsets = np.cumsum([0, *map(len, sentences)])
+    ours = gains(ids, offsets, 7)
+    np.testing.assert_allclose(ours, reference.cooccurrence_kl(ids, offsets, 7), atol=1e-12)
+    assert not np.any(ours < -1e-12)
+
+
+@pytest.mark.usefixtures("dense")
+def test_counts_are_bit_equal_to_scipy_for_every_thread_count():
+    """Integer-valued f: sums are exact, so any wrong, lost or doubled pair shows."""
+    words = 60
+    ids, offsets = random_corpus(3, 500, 30, words)
+    matrix = sparse.csr_matrix((np.ones(len(ids), np.int64), ids, offsets), (500, words))
+    counts = np.bincount(ids, minlength=words)
+    pairs = (matrix.T @ matrix).toarray() - np.diag(counts)
+    np.testing.assert_array_equal(pairs, reference.cooccurrence_counts(ids, offsets, words))
+    table = np.random.default_rng(0).integers(0, 1 << 20, pairs.max() + 1).astype(np.float64)
+    table[:2] = 0  # what the engine may assume of f
+    for threads in (1, 2, 3, 8):
+        sums, terms = numba_kernels.pair_sums(
+            ids, offsets, counts, table=table, threads=threads, tick=lambda _: None
+        )
+        np.testing.assert_array_equal(sums, table[pairs].sum(axis=1))
+        np.testing.assert_array_equal(terms.company, pairs.sum(axis=1))
+        np.testing.assert_array_equal(terms.own, pairs.diagonal())
+
+
+def test_runs_are_bitwise_equal():
+    ids, offsets = random_corpus(4, 200, 30, 2000)
+    first = gains(ids, offsets, 2000, threads=3)
+    np.testing.assert_array_equal(gains(ids, offsets, 2000, threads=3), first)
+
+
+def test_order_of_sentences_and_of_words_does_not_matter():
+    ids, offsets = random_corpus(5, 90, 12, 50)
+    rng = np.random.default_rng(0)
+    sentences = np.split(ids, offsets[1:-1])
+    shuffled = [rng.permutation(sentences[i]) for i in rng.permutation(len(sentences))]
+    moved = gains(np.concatenate(shuffled), np.cumsum([0, *map(len, shuffled)]), 50)
+    np.testing.assert_allclose(moved, gains(ids, offsets, 50), rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("dense")
+def test_counts_beyond_32_bits():
+    """One sentence of 2 x 70,000 tokens: c_01 = 4.9e9, c_00 = 4.9e9 - 70,000."""
+    half = 70_000
+    ids = np.repeat(np.array([0, 1], np.uint32), half)
+    ours = gains(ids, [0, 2 * half], 2)
+    beside = np.array([half - 1, half]) / (2 * half - 1)
+    np.testing.assert_allclose(ours, np.sum(beside * np.log(2 * beside)), rtol=0, atol=1e-12)
+
+
+def test_words_and_times_that_need_64_bits_together(monkeypatch):
+    """A vocabulary of 2^25 beside a sentence of 200 tokens does not pack into 32 bits."""
+    ids, offsets = random_corpus(6, 20, 400, 50)
+    packed = numba_kernels.pack(ids, offsets, 1 << 25)[1]
+    assert packed.entries.dtype == np.uint64
+    pack = numba_kernels.pack
+    monkeypatch.setattr(numba_kernels, "pack", lambda i, o, _: pack(i, o, 1 << 25))
+    exact = reference.cooccurrence_kl(ids, offsets, 50)
+    np.testing.assert_allclose(gains(ids, offsets, 50, 2), exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("dense")
+def test_progress_adds_up_to_the_tokens_without_repeats():
+    offsets = np.array([0, 3, 3, 7])
+    ids = np.array([0, 1, 6, 0, 1, 2, 5], np.uint32)
+    done = []
+    counts = np.bincount(ids)
+    numba_kernels.cooccurrence_kl(ids, offsets, counts, threads=2, tick=done.append)
+    assert sum(done) == len(ids)
+
+
+def test_a_failing_worker_stops_the_others_and_is_heard():
+    def work(worker):
+        if worker == 1:
+            raise KeyError("lost")
+        while True:
+            yield 1
+
+    with pytest.raises(KeyError, match="lost"):
+        numba_kernels.run_workers(2, work, lambda _: None)
