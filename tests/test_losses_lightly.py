@@ -1,5 +1,6 @@
 """NTXentLoss against lightly's own, read from its files: the package itself needs torchvision."""
 
+import copy
 import importlib.util
 import sys
 import types
@@ -49,6 +50,15 @@ def all_rows(x):
     return torch.cat(gathered)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The problems are small; threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def original():
     if importlib.util.find_spec("lightly") is None:
@@ -93,18 +103,20 @@ def test_loss_and_gradients_are_the_originals(original, temperature, size, rows)
 
 @pytest.mark.parametrize("size", [0, (29, 8)], ids=str)
 def test_no_worse_than_the_original_in_float32(original, size):
-    found, expected = [], []
-    for seed in range(12):  # root mean square over draws; a single one would be luck
+    squares = {"ours": [], "theirs": []}
+    for seed in range(24):  # root mean square over draws; a single one would be luck
         inputs = views(67, dtype=torch.float32, seed=seed)
-        wide = [x.detach().double().requires_grad_() for x in inputs]
         ours, theirs = twins(original, torch.float32, memory_bank_size=size)
-        exact = loss_and_gradients(theirs.double(), wide)
-        theirs = twins(original, torch.float32, memory_bank_size=size)[1]
-        for squares, loss in ((found, ours), (expected, theirs)):
-            pairs = zip(loss_and_gradients(loss, inputs), exact, strict=True)
-            squares.append([(a - b).square().mean() for a, b in pairs])
-    ours, theirs = (torch.tensor(squares).mean(0).sqrt() for squares in (found, expected))
-    assert (ours <= theirs).all(), (ours, theirs)
+        exact = copy.deepcopy(theirs).double()
+        wide = [x.detach().double().requires_grad_() for x in inputs]
+        value, *truth = loss_and_gradients(exact, wide)
+        for name, loss in (("ours", ours), ("theirs", theirs)):
+            found, *gradients = loss_and_gradients(loss, inputs)
+            error = torch.stack(gradients) - torch.stack(truth)
+            squares[name].append([(found - value).square(), error.square().mean()])
+    ours, theirs = (torch.tensor(errors).mean(0).sqrt() for errors in squares.values())
+    # Both sum 2 n terms in fp32, in different orders: a few per cent either way.
+    assert (ours <= 1.05 * theirs).all(), (ours, theirs)
 
 
 @pytest.mark.parametrize("rows", [5, 10, 13, 40], ids=lambda rows: f"batches-of-{rows}")

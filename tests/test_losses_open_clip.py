@@ -14,6 +14,15 @@ from torch.nn import functional as F
 from simcse_fast.losses import ClipLoss
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The problems are small; threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def original():
     """The module open_clip/loss.py."""
@@ -91,14 +100,15 @@ def test_logits_and_labels_for_code_that_looks_at_them(original):
 
 
 def errors(loss, exact, dtype, scale_dtype, draws=12):
-    """Root mean square error of the loss and each gradient; a single draw would be luck."""
+    """Root mean square errors of the loss, the features' and the scale's gradients."""
     squares = []
-    for seed in range(draws):
+    for seed in range(draws):  # a single draw would be luck
         unit = [F.normalize(x.detach(), dim=1).to(dtype) for x in features(67, seed=seed)]
         inputs = [x.requires_grad_() for x in (*unit, torch.tensor(100.0, dtype=scale_dtype))]
         truth = loss_and_gradients(exact, [x.detach().double().requires_grad_() for x in inputs])
         pairs = zip(loss_and_gradients(loss, inputs), truth, strict=True)
-        squares.append([(a - b).square().mean() for a, b in pairs])
+        value, image, text, scale = ((a - b).square().mean() for a, b in pairs)
+        squares.append([value, (image + text) / 2, scale])
     return torch.tensor(squares).mean(0).sqrt()
 
 
@@ -108,7 +118,7 @@ def test_no_worse_than_the_original_in_its_own_type(original, dtype, scale_dtype
     exact = original.ClipLoss()
     ours = errors(ClipLoss(), exact, dtype, scale_dtype)
     theirs = errors(exact, exact, dtype, scale_dtype)
-    # The last digit of a gradient in a narrow type is rounded alike by both.
+    # A gradient that comes back in a narrow type is rounded alike by both.
     assert (ours <= 1.001 * theirs).all(), (ours, theirs)
 
 

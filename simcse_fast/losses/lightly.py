@@ -94,14 +94,17 @@ class NTXentLoss(nn.Module):
 
     def _against_bank(self, out0: Tensor, out1: Tensor) -> Tensor:
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
-        key = torch.cat([out1, self.memory_bank.bank.to(out1)])
+        rows, entries = len(out0), self.memory_bank.size[0]
+        # The bank stands first: its many small terms are summed before the positive's large one.
+        key = torch.cat([self.memory_bank.bank.to(out1), out1])
         if out0.requires_grad:
             self.memory_bank.enqueue(out1.detach())
         # One id for all rows and their positives: they see no positive but their own.
-        key_ids = torch.ones(len(key), dtype=torch.int64, device=key.device)
-        key_ids[: len(out1)] = 0
-        query_ids = torch.zeros_like(key_ids[: len(out0)])
-        return self._info_nce(out0, key, query_ids=query_ids, key_ids=key_ids, normalize=False)
+        ids = torch.zeros(entries + rows, dtype=torch.int64, device=out0.device)
+        ids[entries:] = 1
+        labels = torch.arange(entries, entries + rows, device=out0.device)
+        options = {"labels": labels, "query_ids": ids[entries:], "key_ids": ids}
+        return self._info_nce(out0, key, normalize=False, **options)
 
     def _info_nce(self, query: Tensor, key: Tensor, **options: Any) -> Tensor:
         query = query if self.temperature > 0 else -query
