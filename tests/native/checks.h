@@ -17,6 +17,7 @@
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr double kLn2 = 0.693147180559945309;
+constexpr double kSlope = 1 / (0.05 * kLn2);  // temperature 0.05; rounds when made a float
 
 inline int checks = 0, failures = 0;
 inline std::string context;

@@ -49,7 +49,7 @@ struct RowProblem {
     }
     for (int64_t k = 0; k < c.segments; ++k) {
       const int32_t own = k == 0 ? static_cast<int32_t>(SF_OWN_POSITIVE) : c.own;
-      segments.push_back({k * c.width, c.width, 28.85f - 3 * k, 28.85f - k, own});
+      segments.push_back({k * c.width, c.width, kSlope - 3 * k, kSlope - k, own});
     }
   }
 
@@ -62,8 +62,8 @@ struct RowProblem {
     panel.segment_count = c.segments;
     panel.hard = c.hard ? hard.data() : nullptr;
     panel.hard_count = c.hard;
-    panel.hard_slope = 30.0f;
-    panel.hard_shift = -1.5f;
+    panel.hard_slope = 30.1;
+    panel.hard_shift = -1.7;
     panel.query_ids = c.filter == kIds ? query_ids.data() : nullptr;
     panel.key_ids = c.filter == kIds ? key_ids.data() : nullptr;
     panel.margin = c.filter == kAll ? kInfinity : 0.05f;
@@ -86,10 +86,10 @@ struct RowProblem {
       bool out = own && segment.own == SF_OWN_LEFT_OUT;
       out |= !own &&
              (value > positive + panel.margin || (c.filter == kIds && query_ids[i] == key_ids[j]));
-      row.push_back({static_cast<double>(own ? segment.own_slope : segment.slope) * value, !out});
+      row.push_back({(own ? segment.own_slope : segment.slope) * value, !out});
     }
     for (int64_t k = 0; k < c.hard; ++k) {
-      row.push_back({30.0 * h[i * c.hard + k] - 1.5, true});
+      row.push_back({30.1 * h[i * c.hard + k] - 1.7, true});
     }
     return row;
   }

@@ -40,13 +40,13 @@ struct SquareProblem {
     for (int64_t i = 0; i < c.columns; ++i) {
       labels[i] = i;
       positive[i] = similarity[i * stride + i] = c.positive_at + uniform(-0.1f, 0.1f);
-      column.offset[i] = 28.85f * positive[i];
+      column.offset[i] = static_cast<float>(kSlope * positive[i]);
       if (c.filter == kIds) query_ids[i] = key_ids[i] = i % 13;
     }
     panel = {};
     panel.stride = stride;
     panel.columns = c.columns;
-    panel.slope = panel.positive_slope = 28.85f;
+    panel.slope = panel.positive_slope = kSlope;
     panel.positive = positive.data();
     panel.query_ids = c.filter == kIds ? query_ids.data() : nullptr;
     panel.key_ids = c.filter == kIds ? key_ids.data() : nullptr;
@@ -74,7 +74,7 @@ struct SquareProblem {
   }
 
   void run_rows() {
-    const sf_segment all{0, c.columns, 28.85f, 28.85f, SF_OWN_POSITIVE};
+    const sf_segment all{0, c.columns, kSlope, kSlope, SF_OWN_POSITIVE};
     sf_rows rows{};
     rows.similarity = similarity.data();
     rows.rows = c.columns;
@@ -106,7 +106,7 @@ struct SquareProblem {
       const float value = transposed ? s[j * stride + own] : s[own * stride + j];
       const bool same = c.filter == kIds && query_ids[own] == key_ids[j];
       const bool out = j != own && (value > positive[own] + panel.margin || same);
-      entries.push_back({28.85f * static_cast<double>(value), !out});
+      entries.push_back({kSlope * value, !out});
     }
     return softmax(entries, own, c.smoothing);
   }
