@@ -4,7 +4,8 @@
  * OpenMP team. Functions allocate nothing that outlives the call, never throw, and return a status.
  *
  * Logits are kept in units of log2: a column's logit is slope * similarity, slope = log2(e) *
- * (1 / temperature + hardness) > 0, so that exp2 replaces exp.
+ * (1 / temperature + hardness) > 0, so that exp2 replaces exp. Slopes are double: rounded to float
+ * they would move the temperature, which shows where logits lie hundreds apart.
  */
 #ifndef SIMCSE_FAST_H
 #define SIMCSE_FAST_H
@@ -47,8 +48,8 @@ SF_API int32_t sf_normalize_backward(const float *x, const float *inverse_norm, 
 typedef enum { SF_OWN_POSITIVE = 0, SF_OWN_KEPT = 1, SF_OWN_LEFT_OUT = 2 } sf_own;
 typedef struct {
   int64_t begin, width;
-  float slope;     /* of every column but the row's own */
-  float own_slope; /* of the row's own column */
+  double slope;     /* of every column but the row's own */
+  double own_slope; /* of the row's own column */
   int32_t own;     /* sf_own; exactly one segment, the first, holds the positive */
 } sf_segment;
 
@@ -70,7 +71,7 @@ typedef struct {
   float *hard; /* (rows, hard_count) similarities with own hard negatives, or NULL; becomes the
                   gradient if write_hard_gradient */
   int64_t hard_count;
-  float hard_slope, hard_shift; /* logit = hard_slope * similarity + hard_shift */
+  double hard_slope, hard_shift; /* logit = hard_slope * similarity + hard_shift */
   const int64_t *query_ids;     /* (rows) or NULL */
   const int64_t *key_ids;       /* (columns) or NULL */
   float margin;                 /* columns above similarity(positive) + margin are left out; inf */
@@ -89,7 +90,7 @@ typedef struct {
   float *similarity;           /* (rows, stride): rows [first_row, first_row + rows) of a square */
   int64_t rows, stride;        /* matrix of `columns` rows and columns, positives on the diagonal */
   int64_t first_row, columns;
-  float slope, positive_slope;
+  double slope, positive_slope;
   const float *positive;    /* (columns) similarity of each pair */
   const int64_t *query_ids; /* (columns) or NULL */
   const int64_t *key_ids;   /* (columns) or NULL */

@@ -1,7 +1,7 @@
 """Finds and loads the native library, declares its functions, turns a status into an exception."""
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +17,8 @@ class Segment(Structure):
     _fields_ = (
         ("begin", c_int64),
         ("width", c_int64),
-        ("slope", c_float),
-        ("own_slope", c_float),
+        ("slope", c_double),
+        ("own_slope", c_double),
         ("own", c_int32),
     )
 
@@ -47,8 +47,8 @@ class Rows(Structure):
         ("segment_count", c_int64),
         ("hard", c_void_p),
         ("hard_count", c_int64),
-        ("hard_slope", c_float),
-        ("hard_shift", c_float),
+        ("hard_slope", c_double),
+        ("hard_shift", c_double),
         ("query_ids", c_void_p),
         ("key_ids", c_void_p),
         ("margin", c_float),
@@ -71,8 +71,8 @@ class Square(Structure):
         ("stride", c_int64),
         ("first_row", c_int64),
         ("columns", c_int64),
-        ("slope", c_float),
-        ("positive_slope", c_float),
+        ("slope", c_double),
+        ("positive_slope", c_double),
         ("positive", c_void_p),
         ("query_ids", c_void_p),
         ("key_ids", c_void_p),

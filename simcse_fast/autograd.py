@@ -52,7 +52,7 @@ def _forward(
     job = Job(
         terms=call.terms,
         segments=segments_of(call.terms, inputs),
-        scale=call.scale_value if scale is None else scale.to(wide),
+        scale=call.scale_value if scale is None else scale,
         labels=call.labels,
         query_ids=call.query_ids,
         key_ids=call.key_ids,

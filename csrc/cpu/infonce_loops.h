@@ -3,18 +3,20 @@
 
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = __builtin_inff();
+constexpr float kOut = -1e30f;  // a similarity left out; finite, so that 0 * kOut is no NaN
 
-// 2^x for x <= 0 (or slightly above), to about 1 ulp; 0 below 2^-126; NaN stays NaN.
+// 2^x for x <= 0 (or slightly above); 0 below 2^-126; NaN stays NaN. The polynomial is the minimax
+// one of degree 6 with constant term 1: relative error 2.6e-9 before rounding.
 SF_INLINE float exp2_nonpositive(float x) {
   const float clamped = x < -126.0f ? -126.0f : x;
   const float shifted = clamped + 12582912.0f;  // 1.5 * 2^23: the integer part lands in low bits
   const float r = clamped - (shifted - 12582912.0f);  // [-1/2, 1/2]
-  float p = 1.5403530e-4f;
-  p = p * r + 1.3333558e-3f;
-  p = p * r + 9.6181291e-3f;
-  p = p * r + 5.5504109e-2f;
-  p = p * r + 2.4022651e-1f;
-  p = p * r + 6.9314718e-1f;
+  float p = 1.55946782e-4f;
+  p = p * r + 1.34066439e-3f;
+  p = p * r + 9.61769297e-3f;
+  p = p * r + 5.55031055e-2f;
+  p = p * r + 2.40226528e-1f;
+  p = p * r + 6.93147215e-1f;
   p = p * r + 1.0f;
   int32_t bits;
   __builtin_memcpy(&bits, &shifted, 4);
@@ -22,6 +24,18 @@ SF_INLINE float exp2_nonpositive(float x) {
   float power;
   __builtin_memcpy(&power, &bits, 4);
   return x < -126.0f ? 0.0f : p * power;
+}
+
+// A slope in two floats, and the distance of a logit from an offset: the product is exact up to the
+// second float, because the first fused multiply-add cancels before it rounds.
+struct Slope {
+  float high, low;
+  explicit Slope(double slope)
+      : high(static_cast<float>(slope)), low(static_cast<float>(slope - high)) {}
+};
+
+SF_INLINE float distance(const Slope &slope, float similarity, float offset) {
+  return SF_FMA(slope.low, similarity, SF_FMA(slope.high, similarity, -offset));
 }
 
 // What leaves a column out of a row's denominator.
@@ -38,7 +52,7 @@ SF_INLINE float remaining(float similarity, int64_t j, const Leave &leave) {
   if (F == kNone) return similarity;
   bool out = similarity > leave.threshold;
   if (F == kIdsAndMargin) out = out | (leave.key_ids[j] == leave.id);
-  return out ? -kInfinity : similarity;
+  return out ? kOut : similarity;
 }
 
 template <Filter F>
@@ -61,7 +75,7 @@ struct Sums {
 // Adds a piece of a row to its sums; with Store the exponentials replace the similarities, and
 // with Smooth a column left out becomes -1 so that `weigh` can tell it from one that underflowed.
 template <Filter F, bool Smooth, bool Store>
-SF_INLINE void accumulate(float *similarity, int64_t n, float slope, float offset,
+SF_INLINE void accumulate(float *similarity, int64_t n, const Slope &slope, float offset,
                           const Leave &leave, Sums &sums) {
   constexpr int64_t kChunk = 4096;  // float sums stay short, the long sum is in double
   for (int64_t begin = 0; begin < n; begin += kChunk) {
@@ -71,11 +85,11 @@ SF_INLINE void accumulate(float *similarity, int64_t n, float slope, float offse
 #pragma omp simd reduction(+ : total, logits, count)
     for (int64_t j = begin; j < end; ++j) {
       const float s = remaining<F>(similarity[j], j, leave);
-      const float e = exp2_nonpositive(SF_FMA(slope, s, -offset));
+      const float e = exp2_nonpositive(distance(slope, s, offset));
       total += e;
       if (Smooth) {
-        const bool in = !(s == -kInfinity);
-        logits += in ? slope * s : 0.0f;
+        const bool in = !(s == kOut);
+        logits += in ? slope.high * s : 0.0f;
         count += in ? 1 : 0;
         if (Store) similarity[j] = in ? e : -1.0f;
       } else if (Store) {
@@ -138,27 +152,29 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
   float *hard = p.hard ? p.hard + i * p.hard_count : nullptr;
   const int64_t own = p.labels[i];
   const float positive = s[p.segments[0].begin + own];
-  const float positive_slope = p.segments[0].own_slope;
+  const Slope positive_slope(p.segments[0].own_slope);
   const auto leave_at = [&](int64_t begin) {
     return Leave{positive + p.margin, p.query_ids ? p.query_ids[i] : 0,
                  p.key_ids ? p.key_ids + begin : nullptr};
   };
 
-  float offset = positive_slope * positive;
+  float offset = positive_slope.high * positive;
   const auto raise = [&](float logit) { offset = logit > offset ? logit : offset; };
   for (int64_t k = 0; k < p.segment_count; ++k) {
     const sf_segment &segment = p.segments[k];
     around_own(segment, own, [&](int64_t begin, int64_t n) {
-      raise(segment.slope * largest<F>(s + begin, n, leave_at(begin)));
+      raise(static_cast<float>(segment.slope) * largest<F>(s + begin, n, leave_at(begin)));
     });
-    if (segment.own == SF_OWN_KEPT) raise(segment.own_slope * s[segment.begin + own]);
+    if (segment.own == SF_OWN_KEPT) raise(static_cast<float>(segment.own_slope) * s[segment.begin + own]);
   }
-  for (int64_t k = 0; k < p.hard_count; ++k) raise(SF_FMA(p.hard_slope, hard[k], p.hard_shift));
+  const auto hard_logit = [&](float similarity) {
+    return static_cast<float>(p.hard_slope * similarity + p.hard_shift);
+  };
+  for (int64_t k = 0; k < p.hard_count; ++k) raise(hard_logit(hard[k]));
 
   Sums sums;
-  const auto add_one = [&](float *similarity, float slope, float shift) {
-    const float logit = SF_FMA(slope, *similarity, shift);
-    const float e = exp2_nonpositive(SF_FMA(slope, *similarity, shift - offset));
+  const auto add_one = [&](double logit) {  // few, so in double
+    const float e = exp2_nonpositive(static_cast<float>(logit - offset));
     sums.exponentials += e;
     sums.logits += logit;
     ++sums.count;
@@ -166,25 +182,25 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
   };
   for (int64_t k = 0; k < p.segment_count; ++k) {
     const sf_segment &segment = p.segments[k];
+    const Slope slope(segment.slope);
     around_own(segment, own, [&](int64_t begin, int64_t n) {
       if (p.write_gradient) {
-        accumulate<F, Smooth, true>(s + begin, n, segment.slope, offset, leave_at(begin), sums);
+        accumulate<F, Smooth, true>(s + begin, n, slope, offset, leave_at(begin), sums);
       } else {
-        accumulate<F, Smooth, false>(s + begin, n, segment.slope, offset, leave_at(begin), sums);
+        accumulate<F, Smooth, false>(s + begin, n, slope, offset, leave_at(begin), sums);
       }
     });
     if (segment.own == SF_OWN_KEPT) {
-      const float e = add_one(s + segment.begin + own, segment.own_slope, 0.0f);
+      const float e = add_one(segment.own_slope * s[segment.begin + own]);
       if (p.write_gradient) s[segment.begin + own] = e;
     }
   }
   for (int64_t k = 0; k < p.hard_count; ++k) {
-    const float e = add_one(hard + k, p.hard_slope, p.hard_shift);
+    const float e = add_one(p.hard_slope * hard[k] + p.hard_shift);
     if (p.write_hard_gradient) hard[k] = e;
   }
 
-  // The fused multiply-add keeps the rounding of `offset` out of the difference.
-  const float behind = SF_FMA(positive_slope, positive, -offset);
+  const float behind = distance(positive_slope, positive, offset);
   const End end = finish(sums, behind, offset, p.label_smoothing);
   p.softmax.loss[i] = end.loss;
   if (p.softmax.offset) p.softmax.offset[i] = offset;
@@ -226,6 +242,7 @@ constexpr int64_t kStrip = 256, kBlock = 16;
 
 template <Filter F, bool Smooth>
 SF_INLINE void strip_of_columns(const sf_square &p, int64_t first, int64_t n) {
+  const Slope slope(p.slope);
   float offset[kStrip], top[kStrip], sum[kStrip], logits[kStrip];
   int32_t count[kStrip];
   const int64_t *key_ids = p.key_ids ? p.key_ids + first : nullptr;
@@ -233,7 +250,7 @@ SF_INLINE void strip_of_columns(const sf_square &p, int64_t first, int64_t n) {
     if (F == kNone) return s[j];
     bool out = s[j] > p.positive[first + j] + p.margin;
     if (F == kIdsAndMargin) out = out | (key_ids[j] == p.query_ids[p.first_row + i]);
-    return out ? -kInfinity : s[j];
+    return out ? kOut : s[j];
   };
   for (int64_t j = 0; j < n; ++j) offset[j] = p.column.offset[first + j];
   for (int64_t begin = 0; begin < p.rows; begin += kBlock) {
@@ -248,7 +265,7 @@ SF_INLINE void strip_of_columns(const sf_square &p, int64_t first, int64_t n) {
       const int64_t own = p.first_row + i - first;  // the positive's column, if in this strip
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {
-        const float logit = j == own ? -kInfinity : p.slope * value(s, i, j);
+        const float logit = j == own ? kOut : slope.high * value(s, i, j);
         top[j] = logit > top[j] ? logit : top[j];
       }
     }
@@ -264,11 +281,11 @@ SF_INLINE void strip_of_columns(const sf_square &p, int64_t first, int64_t n) {
       const int64_t own = p.first_row + i - first;
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {
-        const float v = j == own ? -kInfinity : value(s, i, j);
-        sum[j] += exp2_nonpositive(SF_FMA(p.slope, v, -offset[j]));
+        const float v = j == own ? kOut : value(s, i, j);
+        sum[j] += exp2_nonpositive(distance(slope, v, offset[j]));
         if (Smooth) {
-          const bool in = !(v == -kInfinity);
-          logits[j] += in ? p.slope * v : 0.0f;
+          const bool in = !(v == kOut);
+          logits[j] += in ? slope.high * v : 0.0f;
           count[j] += in ? 1 : 0;
         }
       }
@@ -299,7 +316,7 @@ SF_INLINE void end_of_column(const sf_square &p, int64_t j) {
   sums.logits = p.logit_sum[j];
   sums.count = p.column_count[j];
   const float offset = p.column.offset[j];
-  const float behind = SF_FMA(p.positive_slope, p.positive[j], -offset);
+  const float behind = distance(Slope(p.positive_slope), p.positive[j], offset);
   const End end = finish(sums, behind, offset, p.label_smoothing);
   p.column.loss[j] = end.loss;
   p.column.inverse_sum[j] = end.inverse_sum;
@@ -318,10 +335,11 @@ SF_INLINE void square_row(const sf_square &p, int64_t i) {
   const int64_t id = p.query_ids ? p.query_ids[own] : 0;
   const float *offset = p.column.offset, *inverse = p.column.inverse_sum;
   const float *smoothing = p.column.smoothing;
+  const Slope slope(p.slope);
 #pragma omp simd
   for (int64_t j = 0; j < p.columns; ++j) {
-    float by_row = exp2_nonpositive(SF_FMA(p.slope, s[j], -row_offset)) * row_inverse;
-    float by_column = exp2_nonpositive(SF_FMA(p.slope, s[j], -offset[j])) * inverse[j];
+    float by_row = exp2_nonpositive(distance(slope, s[j], row_offset)) * row_inverse;
+    float by_column = exp2_nonpositive(distance(slope, s[j], offset[j])) * inverse[j];
     if (Smooth) {
       by_row -= row_smoothing;
       by_column -= smoothing[j];
@@ -350,10 +368,12 @@ void square_of(const sf_square &p) {
   }
 }
 
-SF_INLINE float dot(const float *a, const float *b, int64_t n) {
-  float total = 0.0f;
+// Lengths and projections are summed in double: a row's error in length moves all its logits alike,
+// and what is left of a gradient after the projection may be small.
+SF_INLINE double dot(const float *a, const float *b, int64_t n) {
+  double total = 0.0;
 #pragma omp simd reduction(+ : total)
-  for (int64_t d = 0; d < n; ++d) total += a[d] * b[d];
+  for (int64_t d = 0; d < n; ++d) total += static_cast<double>(a[d]) * b[d];
   return total;
 }
 
@@ -363,12 +383,12 @@ void normalize(const float *x, int64_t rows, int64_t width, float *unit, float *
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x + i * width;
     float *to = unit + i * width;
-    const float norm = __builtin_sqrtf(dot(from, from, width));
+    const double norm = __builtin_sqrt(dot(from, from, width));
     // A zero row has cosine 0 with everything; NaN takes the second branch and stays.
-    const float inverse = norm == 0.0f ? 0.0f : 1.0f / (norm < 1e-12f ? 1e-12f : norm);
-    inverse_norm[i] = inverse;
+    const double inverse = norm == 0.0 ? 0.0 : 1.0 / (norm < 1e-12 ? 1e-12 : norm);
+    inverse_norm[i] = static_cast<float>(inverse);
 #pragma omp simd
-    for (int64_t d = 0; d < width; ++d) to[d] = from[d] * inverse;
+    for (int64_t d = 0; d < width; ++d) to[d] = static_cast<float>(from[d] * inverse);
   }
 }
 
@@ -379,15 +399,16 @@ void normalize_backward(const float *x, const float *inverse_norm, const float *
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x + i * width, *in = g + i * width;
     const float inverse = inverse_norm ? inverse_norm[i] : 1.0f;
-    const float along = dot(from, in, width) * inverse;
-    if (projection) projection[i] = along;
+    const double along = dot(from, in, width) * inverse;
+    if (projection) projection[i] = static_cast<float>(along);
     if (!out) continue;
     float *to = out + i * width;
     const float scale = factor * inverse;
     // Rows shorter than 1e-12 were multiplied by a constant, so nothing is projected out.
-    const float back = inverse_norm && inverse < 1e12f ? along * inverse : 0.0f;
+    const float back =
+        inverse_norm && inverse < 1e12f ? static_cast<float>(along * inverse) : 0.0f;
 #pragma omp simd
-    for (int64_t d = 0; d < width; ++d) to[d] = scale * (in[d] - back * from[d]);
+    for (int64_t d = 0; d < width; ++d) to[d] = scale * SF_FMA(-back, from[d], in[d]);
   }
 }
 

@@ -15,7 +15,8 @@ def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, D) -> unit rows and (rows,) inverse lengths."""
     norm = torch.linalg.vector_norm(x, dim=-1)
     inverse = norm.clamp_min(1e-12).reciprocal().masked_fill(norm == 0, 0)
-    return x * inverse[:, None], inverse
+    # Divided, not multiplied by the inverse: one rounding less in what every logit shares.
+    return x / norm.clamp_min(1e-12)[:, None], inverse
 
 
 def normalize_backward(
@@ -24,7 +25,8 @@ def normalize_backward(
     """Gradient of the unit rows -> gradient of x times factor; (rows,) <unit, gradient>."""
     if inverse is None:
         return gradient * factor, torch.linalg.vecdot(x, gradient)
-    along = torch.linalg.vecdot(x, gradient) * inverse
+    # What is left after the projection may be small, so it is summed in double.
+    along = (x * gradient).sum(-1, dtype=torch.float64).to(x.dtype) * inverse
     # Rows shorter than 1e-12 were multiplied by a constant, so nothing is projected out.
     back = (along * inverse).masked_fill(inverse >= 1e12, 0)
     return torch.addcmul(gradient, x, back[:, None], value=-1) * (factor * inverse)[:, None], along

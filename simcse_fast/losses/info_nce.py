@@ -358,7 +358,7 @@ def _scale(temperature: float | Tensor, query: Tensor) -> tuple[Tensor | None, f
         torch._assert_async(temperature > 0, "temperature: expected > 0")  # noqa: SLF001
     elif not temperature > 0:
         raise ValueError(f"temperature: expected > 0, got {temperature.item()}.")
-    return temperature.reciprocal(), 1.0
+    return temperature.double().reciprocal(), 1.0  # in fp64, as 1 / a number is
 
 
 def _row_weight(

@@ -1,0 +1,161 @@
+"""Problems for the loss's tests, the textbook loss in plain torch, and the rule of comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simcse_fast import info_nce
+
+NAMES = ("query", "key", "hard_negatives", "temperature")  # get gradients
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tensors that get gradients, and the options of the call."""
+
+    query: Tensor
+    key: Tensor
+    hard_negatives: Tensor | None = None
+    temperature: Tensor = field(default_factory=lambda: torch.tensor(0.05))
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype) -> Case:
+        return replace(
+            self,
+            query=self.query.to(dtype),
+            key=self.key.to(dtype),
+            hard_negatives=None if self.hard_negatives is None else self.hard_negatives.to(dtype),
+            temperature=self.temperature.to(torch.promote_types(dtype, torch.float32)),
+        )
+
+
+def random_case(
+    rows: int,
+    columns: int | None = None,
+    width: int = 48,
+    hard: int = 0,
+    dtype: torch.dtype = torch.float32,
+    temperature: float = 0.05,
+    noise: float = 1.0,
+    seed: int = 0,
+    **options: Any,
+) -> Case:
+    """Keys are noisy copies of the queries, so that losses are neither trivial nor hopeless."""
+    g = torch.Generator().manual_seed(seed)
+    columns = rows if columns is None else columns
+    key = torch.randn(columns, width, generator=g, dtype=torch.float64)
+    query = torch.randn(rows, width, generator=g, dtype=torch.float64)
+    paired = min(rows, columns)
+    query[:paired] = key[:paired] + noise * query[:paired]
+    others = torch.randn(rows, hard, width, generator=g, dtype=torch.float64) if hard else None
+    if not options.get("normalize", True):  # dot products about as large as cosines
+        query, key = query / width**0.5, key / width**0.5
+    case = Case(query, key, others, torch.tensor(temperature, dtype=torch.float64), options)
+    return case.to(dtype).to(dtype)
+
+
+def textbook(
+    query: Tensor,
+    key: Tensor,
+    *,
+    hard_negatives: Tensor | None = None,
+    temperature: Tensor,
+    labels: Tensor | None = None,
+    symmetric: bool = False,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    hardness: float = 0.0,
+    hard_negative_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """What users write: logits in the inputs' type, masks of -inf, torch's cross-entropy."""
+    labels = torch.arange(len(query)) if labels is None else labels
+    unit = (lambda x: F.normalize(x, dim=-1)) if normalize else (lambda x: x)
+    q, k = unit(query), unit(key)
+    positive = F.one_hot(labels, len(key)).bool()
+
+    def logits_of(similarity: Tensor, *, with_hard: bool) -> Tensor:
+        logits = similarity / temperature
+        logits = logits + torch.where(positive, 0.0, hardness * similarity.detach()).to(logits)
+        out = torch.zeros_like(positive)
+        if false_negative_margin is not None:
+            own = similarity[positive][:, None]
+            out |= similarity > own + false_negative_margin
+        if query_ids is not None:
+            out |= query_ids[:, None] == key_ids
+        logits = logits.masked_fill(out & ~positive, -torch.inf)
+        if hard_negatives is not None and with_hard:
+            own = (q[:, None] * unit(hard_negatives)).sum(-1)
+            own_logits = own / temperature + hardness * own.detach()
+            logits = torch.cat([logits, own_logits + math.log(hard_negative_weight)], 1)
+        return logits
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        if not label_smoothing:
+            return F.cross_entropy(logits, labels, reduction="none")
+        log_p = logits.log_softmax(1)
+        remains = log_p > -torch.inf
+        mean = log_p.masked_fill(~remains, 0).sum(1) / remains.sum(1)
+        own = log_p[torch.arange(len(labels)), labels]
+        return -(1 - label_smoothing) * own - label_smoothing * mean
+
+    losses = cross_entropy(logits_of(q @ k.T, with_hard=True))
+    if symmetric:
+        losses = (losses + cross_entropy(logits_of(k @ q.T, with_hard=False))) / 2
+    if weight is not None:
+        losses = losses * weight.to(losses.dtype)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.mean() if weight is None else losses.sum() / weight.to(losses.dtype).sum()
+
+
+def evaluate(function: Any, case: Case, upstream: Tensor | None = None, **more: Any) -> list[Tensor]:
+    """[loss, gradient of each tensor there is], in float64."""
+    tensors = {
+        name: value.detach().clone().requires_grad_()
+        for name in NAMES
+        if (value := getattr(case, name)) is not None
+    }
+    loss = function(**tensors, **case.options, **more)
+    if upstream is None:
+        upstream = torch.linspace(0.5, 2, loss.numel()).view(loss.shape)
+    gradients = torch.autograd.grad(loss, list(tensors.values()), upstream.to(loss.dtype))
+    return [x.double() for x in (loss.detach(), *gradients)]
+
+
+def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Root-mean-square error of each result over the root mean square of the exact one."""
+    return [
+        float((x - y).norm() / y.norm().clamp_min(1e-300)) for x, y in zip(found, exact, strict=True)
+    ]
+
+
+def assert_no_worse(make_case: Callable[[int], Case], *, backend: str) -> None:
+    """Over a few seeds, our errors against fp64 are at most those of the textbook loss.
+
+    The slack is a handful of roundings of a float32 (float64): two correct sums in different
+    orders differ by that much. One seed would not do: a single loss may be right by luck.
+    """
+    ours, textbooks = [], []
+    for seed in range(5):
+        case = make_case(seed)
+        exact = evaluate(textbook, case.to(torch.float64))
+        ours.append(errors(evaluate(info_nce, case, backend=backend), exact))
+        textbooks.append(errors(evaluate(textbook, case), exact))
+    slack = 4 * torch.finfo(torch.promote_types(case.query.dtype, torch.float32)).eps
+    mine, theirs = (torch.tensor(x).square().mean(0).sqrt() for x in (ours, textbooks))
+    for name, m, t in zip(("loss", *NAMES), mine, theirs, strict=False):
+        assert m <= t + slack, f"{name}: our error {m:.2e}, torch's {t:.2e}"
