@@ -1,0 +1,1 @@
+"""The main job on real text, in four minutes: count, train, time, and show what was learned."""

@@ -1,0 +1,192 @@
+"""The page: one HTML file with everything in it."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simcse_fast.demo.weights import Share
+
+FULL_SHADE = 4.0  # times the even share
+DEEPEST = 0.75
+
+
+def page(results: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
+    """Fill the template; every figure is embedded, nothing is fetched."""
+    source = (files("simcse_fast.demo") / "report.html").read_text(encoding="utf-8")
+    return Template(source).substitute(
+        name=escape(results["text"]["name"]),
+        subtitle=escape(subtitle(results)),
+        findings="".join(f"<li>{escape(finding)}</li>" for finding in results["findings"]),
+        training_text=escape(training_text(results)),
+        loss_figure=picture(figures["loss"], "loss by step, and held-out accuracy by step"),
+        loss_caption=escape(loss_caption(results["training"])),
+        norms_figure=picture(figures["norms"], "length of word vectors against information"),
+        norms_caption=escape(norms_caption(results["words"])),
+        sentences_text=escape(
+            f"The {len(results['sentences'])} sentences were drawn at random from those held out."
+        ),
+        sentences="".join(map(sentence_row, results["sentences"])),
+        nearest_text=escape(nearest_text(results)),
+        neighbours="".join(map(neighbour_rows, results["nearest"])),
+        timing_text=escape(timing_text(results)),
+        costs_figure=picture(figures["costs"], "time and memory of both losses"),
+        costs_caption=(
+            "Medians of rounds in which both losses take turns; memory is the peak of the process "
+            "during a loss's first pass at that size, over what it held before."
+        ),
+        timing_rows="".join(map(timing_row, results["timing"])),
+        run_text=run_text(results),
+    )
+
+
+def picture(images: dict[str, bytes], description: str) -> str:
+    """The light and the dark version of a figure."""
+    light, dark = (b64encode(images[theme]).decode() for theme in ("light", "dark"))
+    return (
+        '<picture><source media="(prefers-color-scheme: dark)" '
+        f'srcset="data:image/png;base64,{dark}">'
+        f'<img alt="{escape(description)}" src="data:image/png;base64,{light}"></picture>'
+    )
+
+
+def subtitle(results: dict[str, Any]) -> str:
+    """What was read, and how long it took."""
+    text = results["text"]
+    cut = f" (the first {text['sentences']:,} of the text)" if text["cut"] else ""
+    return (
+        f"{text['name']}: {text['sentences']:,} different sentences{cut}, {text['tokens']:,} "
+        f"words, {text['vocabulary']:,} of them different. {results['seconds']:.0f} seconds on "
+        f"{results['threads']} threads, from text to this page."
+    )
+
+
+def training_text(results: dict[str, Any]) -> str:
+    """What was done, with its settings."""
+    training = results["training"]
+    return (
+        f"The words of each sentence are dealt at random into two halves, anew in every pass; each "
+        f"half must find the other among the {training['batch_size']:,} of its batch "
+        f"(MultipleNegativesRankingLoss of simcse_fast.losses, temperature "
+        f"{training['temperature']}, Adam, learning rate {training['learning_rate']}). The word "
+        f"vectors start at random with {training['width']} numbers each. The result is a normal "
+        "SentenceTransformer."
+    )
+
+
+def loss_caption(training: dict[str, Any]) -> str:
+    """Where training stood at its end."""
+    passes = training["steps"] * training["batch_size"] / training["sentences"]
+    last = training["held_out"][-1]
+    early = ""
+    if training["steps"] < training["steps_asked"]:
+        early = (
+            f" Training stopped at its time limit, after {training['steps']:,} of "
+            f"{training['steps_asked']:,} steps."
+        )
+    return (
+        f"{training['steps']:,} steps, {passes:.1f} passes over {training['sentences']:,} "
+        f"sentences, {training['sentences_per_second']:,.0f} sentences a second.{early} Right: "
+        f"{training['held_out_sentences']:,} sentences that were never trained on; loss "
+        f"{last['loss']:.2f}, chance is {100 / training['held_out_sentences']:.2f} %."
+    )
+
+
+def norms_caption(words: dict[str, Any]) -> str:
+    """What the points are, and what they cannot tell."""
+    return (
+        f"{words['n']:,} words that occur at least {words['min_count']} times. The two kinds of "
+        f"information are related (R² between them {words['r_squared']['between']:.2f}), and "
+        "information gain counted from a small corpus is too high for rare words; so part of "
+        "either R² is the other's."
+    )
+
+
+def nearest_text(results: dict[str, Any]) -> str:
+    """Where the queries come from."""
+    source = "written for this page" if results["queries_written"] else "held out from training"
+    return (
+        f"The three sentences nearest to each query by cosine, among all "
+        f"{results['text']['sentences']:,}. The queries are {source}."
+    )
+
+
+def timing_text(results: dict[str, Any]) -> str:
+    """What the batches hold."""
+    width = results["training"]["width"]
+    return (
+        f"Both compute the same number. At D = {width} the batches are embeddings of the trained "
+        "encoder, at other widths random vectors."
+    )
+
+
+def sentence_row(sentence: dict[str, list[Share]]) -> str:
+    """One sentence, shaded before and after."""
+    return f"<tr><td>{shaded(sentence['before'])}</td><td>{shaded(sentence['after'])}</td></tr>"
+
+
+def shaded(pieces: list[Share]) -> str:
+    """Words on a background as deep as their share over the even share."""
+    words = sum(piece.share is not None for piece in pieces)
+    return "".join(
+        escape(piece.text)
+        if piece.share is None
+        else f'<span class="w" style="--a:{depth(piece.share * words):.2f}" '
+        f'title="{100 * piece.share:.1f} %">{escape(piece.text)}</span>'
+        for piece in pieces
+    )
+
+
+def depth(times_even: float) -> float:
+    """Opacity of the shade."""
+    return DEEPEST * min(max(times_even, 0) / FULL_SHADE, 1)
+
+
+def neighbour_rows(query: dict[str, Any]) -> str:
+    """A query above what was nearest before and after."""
+    lists = (
+        "".join(
+            f'<div><span class="cos">{cosine:.2f}</span>{escape(text)}</div>'
+            for cosine, text in query[moment]
+        )
+        for moment in ("before", "after")
+    )
+    cells = "".join(f"<td>{entries}</td>" for entries in lists)
+    return (
+        f'<tr><td class="query" colspan="2">{escape(query["query"])}</td></tr>'
+        f"<tr><th>before training</th><th>after training</th></tr><tr>{cells}</tr>"
+    )
+
+
+def timing_row(one: dict[str, Any]) -> str:
+    """One size: time and memory of both, and how far they are apart."""
+    cells = [
+        *(cost(one[kind]) for kind in ("textbook", "fused")),
+        f"{one['speedup']:.2f}x",
+        str(one["rounds"]),
+        f"{one['loss_difference']:.0e}",
+        f"{one['gradient_difference']:.0e}",
+    ]
+    numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
+    return f"<tr><td>N = {one['rows']:,}, D = {one['width']}</td>{numbers}</tr>"
+
+
+def cost(one: dict[str, float | None]) -> str:
+    """Milliseconds and megabytes."""
+    memory = "memory not measured" if one["megabytes"] is None else f"{one['megabytes']:,.0f} MB"
+    return f"{one['milliseconds']:,.0f} ms, {memory}"
+
+
+def run_text(results: dict[str, Any]) -> str:
+    """How to have it again."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        f"<code>{escape(results['command'])}</code><br>{escape(versions)}; loss back-end: "
+        f"{escape(results['backend'])}. The same seed gives the same encoder on the same machine. "
+        "Beside this page: <code>results.json</code> with every figure, <code>model</code> for "
+        '<code>SentenceTransformer("model")</code>, and the plots.'
+    )
