@@ -39,7 +39,7 @@ class ClipLoss(nn.Module):
         0.7437
     """
 
-    def __init__(  # noqa: PLR0917  # open_clip's order
+    def __init__(
         self,
         local_loss: bool = False,
         gather_with_grad: bool = False,

@@ -13,7 +13,7 @@ from simcse_fast.kernels.infonce.terms import Block, Own
 from simcse_fast.losses.info_nce import block_softmax, info_nce
 
 try:
-    from sentence_transformers import SentenceTransformer, util
+    from sentence_transformers import SentenceTransformer, SimilarityFunction, util
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "simcse_fast.losses: these losses extend the classes of sentence-transformers; "
@@ -119,7 +119,7 @@ def _normalizes(similarity_fct: Callable[[Tensor, Tensor], Tensor]) -> bool | No
     """True for the cosine, False for the dot product, None for anything else."""
     if getattr(similarity_fct, "__func__", None) is SentenceTransformer.similarity:
         name = similarity_fct.__self__.similarity_fn_name  # type: ignore[attr-defined]
-        similarity_fct = util.SimilarityFunction.to_similarity_fn(name)
+        similarity_fct = SimilarityFunction.to_similarity_fn(name)
     if similarity_fct in (util.cos_sim, util.pytorch_cos_sim):
         return True
     return False if similarity_fct is util.dot_score else None
@@ -160,7 +160,6 @@ with warnings.catch_warnings():
         and partition_mode "per_direction", which newer releases recommend in its place.
 
         Example:
-            >>> import warnings; warnings.simplefilter("ignore")  # newer releases deprecate it
             >>> loss = MultipleNegativesSymmetricRankingLoss(torch.nn.Identity(), scale=1.0)
             >>> anchors = positives = {"sentence_embedding": torch.eye(4)}
             >>> round(loss([anchors, positives], None).item(), 4)  # log(1 + 3 / e)
