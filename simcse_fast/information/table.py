@@ -133,9 +133,9 @@ class InformationTable:
 
         Example:
             >>> from simcse_fast.information import information_gain
-            >>> table = information_gain(["a b", "a b", "a c"], min_count=1)
-            >>> table.top(1).column("word").item()
-            'b'
+            >>> table = information_gain(["a b", "a b", "a c", "c d"], min_count=1)
+            >>> table.top(1).column("word").item()  # d is only beside c, which is rare
+            'd'
         """
         values = self.column(by)
         order = np.argsort(-values, kind="stable")
