@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import subprocess
 import sys
 import types
 import warnings
@@ -226,3 +227,30 @@ def test_one_process_is_silent_and_needs_no_open_clip(monkeypatch):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         ClipLoss()(torch.eye(4), torch.eye(4), *arguments)
+
+
+ALONE = """
+import sys
+sys.modules.update(dict.fromkeys(["sentence_transformers", "open_clip", "lightly"]))  # not there
+import torch
+from simcse_fast import losses
+losses.ClipLoss()(torch.eye(2), torch.eye(2), 1.0)
+losses.NTXentLoss(memory_bank_size=(4, 2))(torch.eye(2), torch.eye(2))
+for name in ("MultipleNegativesRankingLoss", "GISTEmbedLoss"):
+    try:
+        getattr(losses, name)
+    except (ImportError, AttributeError) as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_each_loss_needs_its_own_package_only():
+    done = subprocess.run(  # noqa: S603  # this interpreter, our own lines
+        [sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120
+    )
+    missing, unknown = done.stdout.splitlines()
+    assert missing.startswith("ModuleNotFoundError simcse_fast.losses: these losses extend")
+    assert missing.endswith("run `pip install 'simcse-fast[encoders]'`.")
+    assert unknown == (
+        "AttributeError module 'simcse_fast.losses' has no attribute 'GISTEmbedLoss'"
+    )
