@@ -21,6 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
 from simcse_fast.kernels.numba_threads import Tick, jit, pieces, run_workers
 
 DENSE = 1024  # 2 MB of 32-bit counts: one core's L2
@@ -171,7 +172,7 @@ def sum_dense(triangle: Array, dense: int, table: Array, sums: Array) -> None:
 
 
 @jit
-def sum_rows(  # noqa: PLR0917 - numba has no keyword-only arguments
+def sum_rows(
     bags: Bags,
     rows: Rows,
     row_range: tuple[int, int, int],  # first row, end, step: a worker's share is interleaved

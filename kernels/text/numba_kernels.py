@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from simcse_fast.kernels.numba_threads import Tick, jit, run_workers
 
 Array = NDArray[Any]
@@ -82,7 +83,7 @@ def empty_table(words: int) -> Table:
 
 
 @jit
-def scan(  # noqa: C901, PLR0917 - one pass over the bytes; numba has no keyword-only arguments
+def scan(  # noqa: C901 - one pass over the bytes; numba has no keyword-only arguments
     data: Array,  # (bytes,) valid UTF-8
     starts: Array,  # (texts + 1,) text t is data[starts[t] : starts[t + 1]]
     is_word: Array,  # (POINTS,)
