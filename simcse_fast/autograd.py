@@ -158,19 +158,19 @@ def _refuse(*_anything: Any) -> None:
     )
 
 
-class _FirstOrder(torch.autograd.Function):
+class _DifferentiableOnce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: Tensor) -> Tensor:  # noqa: ARG004
-        return loss.view_as(loss)
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # noqa: ARG004
         return _Once.apply(upstream)
 
 
-def first_order(loss: Tensor) -> Tensor:
+def differentiable_once(x: Tensor) -> Tensor:
     """The same tensor; differentiating its gradient raises, as with every back-end."""
-    return _FirstOrder.apply(loss)  # type: ignore[no-any-return]
+    return _DifferentiableOnce.apply(x)  # type: ignore[no-any-return]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

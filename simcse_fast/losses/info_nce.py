@@ -229,12 +229,14 @@ def _evaluate(
 ) -> Tensor:
     if call.backend != "reference":
         return autograd.contrast(tensors, hard, scale, call)
-    multiplier = call.scale_value if scale is None else scale
+    once = autograd.differentiable_once
     losses = reference.losses(
-        tensors, hard, multiplier, call.labels, call.query_ids, call.key_ids, call.terms
+        *([once(x) for x in tensors], None if hard is None else once(hard)),
+        call.scale_value if scale is None else once(scale),
+         call.labels, call.query_ids, call.key_ids, call.terms
     )
     losses = losses * (call.uniform_weight if call.weight is None else call.weight)
-    return autograd.first_order(losses if call.rowwise else losses.sum())
+    return losses if call.rowwise else losses.sum()
 
 
 def _check_pair(query: Tensor, key: Tensor) -> None:
@@ -334,7 +336,7 @@ def _check_range(
 ) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}.")
-    if not (low < value if open_below else low <= value) or value > high or math.isinf(value):
+    if not (low < value if open_below else low <= value) or value > high or value == math.inf:
         kind = f"> {low}" if open_below else f">= {low}"
         bound = "" if math.isinf(high) else f" and <= {high}"
         raise ValueError(f"{name}: expected a finite number {kind}{bound}, got {value}.")

@@ -1,0 +1,239 @@
+"""How the loss behaves as part of torch: operators, compilers, graphs, memory layout."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+from info_nce_cases import evaluate, random_case
+
+from simcse_fast import InfoNCELoss, autograd, backends, info_nce, set_workspace_limit
+from simcse_fast.kernels.infonce import panels
+from simcse_fast.kernels.infonce.terms import Block, Terms
+
+BACKENDS = ["auto", "torch"]
+REDUCTIONS = ["mean", "none"]
+MODES = [
+    pytest.param({}, id="rows"),
+    pytest.param({"symmetric": True, "label_smoothing": 0.1}, id="symmetric"),
+]
+
+
+# Everything torch.compile does but the generation of code, which takes seconds.
+TRACED = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+
+
+def upstream_for(reduction: str, rows: int) -> torch.Tensor:
+    return torch.linspace(0.5, 2, rows) if reduction == "none" else torch.tensor(2.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", MODES)
+def test_gradcheck(options, reduction, backend):
+    case = random_case(7, width=4, hard=2, dtype=torch.float64, temperature=0.5)
+    tensors = [case.query, case.key, case.hard_negatives, case.temperature]
+
+    def loss(query, key, hard, temperature):
+        return info_nce(
+            *(query, key),
+            hard_negatives=hard,
+            temperature=temperature,
+            reduction=reduction,
+            backend=backend,
+            **options,
+        )
+
+    assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in tensors])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compiled_without_a_break_it_is_the_same(reduction, backend):
+    case = random_case(33, 40, hard=2, label_smoothing=0.1, reduction=reduction)
+    labels = torch.randperm(40)[:33]
+
+    def loss(**tensors):
+        return info_nce(**tensors, labels=labels, backend=backend)
+
+    upstream = upstream_for(reduction, 33)
+    eager = evaluate(loss, case, upstream)
+    compile = torch.compile if (reduction, backend) == ("mean", "auto") else TRACED
+    compiled = evaluate(compile(loss, fullgraph=True), case, upstream)
+    assert all(torch.equal(x, y) for x, y in zip(eager, compiled, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("rowwise", [False, True], ids=["sum", "row-wise"])
+def test_operators_pass_opcheck(rowwise, backend):
+    if not backends()[backend].available:
+        pytest.skip(backends()[backend].detail)
+    case = random_case(9, 12, hard=2)
+    call = autograd.Call(
+        labels=torch.arange(9),
+        terms=Terms((Block(0, 1, 12),)),
+        backend=backend,
+        needs=(True,) * 3,
+        rowwise=rowwise,
+    )
+    flat = autograd._flat(call)
+    tensors = [case.query, case.key]
+    hard, scale = case.hard_negatives, case.temperature.reciprocal()
+    kept = torch.ops.simcse_fast.info_nce(tensors, hard, scale, *flat)[1:]
+    upstream = torch.ones(9) if rowwise else torch.tensor(1.5)
+    second = (tensors, hard, scale, [] if rowwise else kept, upstream, *flat)
+    torch.library.opcheck(torch.ops.simcse_fast.info_nce_backward.default, second)
+    for x in (*tensors, hard, scale):
+        x.requires_grad_()
+    torch.library.opcheck(torch.ops.simcse_fast.info_nce.default, (tensors, hard, scale, *flat))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_terms_survive_the_operators_schema(reduction):
+    case = random_case(
+        *(17, 17, 5, 2), symmetric=True, hardness=1.5, hard_negative_weight=3.0, reduction=reduction,
+        label_smoothing=0.2, false_negative_margin=0.5, normalize=False,
+        weight=torch.rand(17), query_ids=torch.arange(17) % 5, key_ids=torch.arange(17) % 5,
+    )  # fmt: skip
+    compiled = TRACED(info_nce)
+    pairs = zip(evaluate(info_nce, case), evaluate(compiled, case), strict=True)
+    assert all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_second_derivatives_raise(compiled, reduction, backend):
+    if compiled and backend == "reference":
+        pytest.skip("the reference is not for compilers")
+    case = random_case(6, width=4)
+    query = case.query.requires_grad_()
+    function = TRACED(info_nce) if compiled else info_nce
+    loss = function(query, case.key, reduction=reduction, backend=backend)
+    with pytest.raises(RuntimeError, match="second derivatives|create_graph"):
+        (gradient,) = torch.autograd.grad(loss.sum(), query, create_graph=True)
+        torch.autograd.grad(gradient.sum(), query)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", MODES)
+def test_any_subset_of_inputs_gets_the_same_gradients(options, reduction, backend):
+    case = random_case(21, width=6, hard=2, reduction=reduction, **options)
+    names = ("query", "key", "hard_negatives", "temperature")
+    upstream = upstream_for(reduction, 21)
+    _, *full = evaluate(info_nce, case, upstream, backend=backend)
+    for count in (1, 2, 3):
+        for chosen in itertools.combinations(names, count):
+            tensors = {n: getattr(case, n).clone().requires_grad_(n in chosen) for n in names}
+            loss = info_nce(**tensors, **case.options, backend=backend)
+            found = torch.autograd.grad(loss, [tensors[n] for n in chosen], upstream)
+            for name, gradient in zip(chosen, found, strict=True):
+                torch.testing.assert_close(gradient.double(), full[names.index(name)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_retained_graph_gives_the_same_gradient_twice(reduction, backend):
+    case = random_case(19, width=6)
+    query, key = case.query.requires_grad_(), case.key.requires_grad_()
+    loss = info_nce(query, key, reduction=reduction, backend=backend).sum()
+    first = torch.autograd.grad(loss, (query, key), retain_graph=True)
+    kept = [g.clone() for g in first]
+    for g in first:
+        g.zero_()  # a gradient that shared memory with what was saved would spoil the second
+    second = torch.autograd.grad(3 * loss, (query, key))
+    for x, y in zip(kept, second, strict=True):
+        torch.testing.assert_close(3 * x, y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", MODES)
+def test_twenty_runs_are_equal_bit_for_bit(options, backend):
+    case = random_case(301, width=24, hard=2, **options)
+    first = evaluate(info_nce, case, backend=backend)
+    for _ in range(19):
+        again = evaluate(info_nce, case, backend=backend)
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_layout_does_not_matter(backend):
+    case = random_case(12, width=8)
+    spread = torch.empty(8, 24).T[::2].copy_(case.query)  # transposed and strided
+    assert not spread.is_contiguous()
+    row = case.key[:1].expand(12, 8)  # stride 0
+    expected = info_nce(case.query, row.contiguous(), backend=backend)
+    assert torch.equal(info_nce(spread, row, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", MODES)
+def test_nothing_is_read_before_it_is_written(options, backend, monkeypatch):
+    """With NaN in every fresh buffer the results stay the same."""
+    case = random_case(40, width=7, hard=2, false_negative_margin=0.3, **options)
+    expected = evaluate(info_nce, case, backend=backend)
+    new_empty, empty_like = torch.Tensor.new_empty, torch.empty_like
+
+    def poison(x):
+        return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+    set_workspace_limit(9 * 40 * 4)
+    found = evaluate(info_nce, case, backend=backend)
+    set_workspace_limit(None)
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-5, atol=1e-7)
+
+
+def test_the_workspace_limit_is_kept(monkeypatch):
+    case, sizes = random_case(200, width=8), []
+    build = panels._Products.__init__
+
+    def watch(self, *arguments):
+        build(self, *arguments)
+        sizes.append(self.workspace.nbytes)
+
+    monkeypatch.setattr(panels._Products, "__init__", watch)
+    for limit in (200 * 4, 10_000, 10**9):
+        set_workspace_limit(limit)
+        info_nce(case.query, case.key)
+    set_workspace_limit(None)
+    assert sizes == [200 * 4, 12 * 200 * 4, 200 * 200 * 4]  # 17 panels of 12 rows, of equal size
+
+
+def test_without_grad_nothing_is_kept():
+    case = random_case(10, width=4)
+    query = case.query.requires_grad_()
+    with torch.no_grad():
+        loss = info_nce(query, case.key)
+    assert not loss.requires_grad
+    assert torch.equal(loss, info_nce(query, case.key).detach())
+
+
+def test_learnable_temperature_stays_positive_and_learns():
+    case = random_case(64, noise=0.1)
+    module = InfoNCELoss(temperature=0.5, learnable=True)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    before = module(case.query, case.key)
+    for _ in range(20):
+        optimizer.zero_grad()
+        module(case.query, case.key).backward()
+        optimizer.step()
+    assert 0 < float(module.temperature) < 0.5  # pairs are easy to tell apart: colder is better
+    assert module(case.query, case.key) < before
+    assert "learnable=True" in repr(module)
+
+
+def test_module_and_function_agree():
+    case = random_case(13, width=6, hard=2)
+    module = InfoNCELoss(0.1, symmetric=True, hardness=2.0, label_smoothing=0.1)
+    found = module(case.query, case.key, hard_negatives=case.hard_negatives)
+    expected = info_nce(
+        *(case.query, case.key), hard_negatives=case.hard_negatives, temperature=0.1,
+        symmetric=True, hardness=2.0, label_smoothing=0.1,
+    )  # fmt: skip
+    assert torch.equal(found, expected)
