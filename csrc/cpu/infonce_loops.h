@@ -326,34 +326,37 @@ SF_INLINE void end_of_column(const sf_square &p, int64_t j) {
 
 template <Filter F, bool Smooth, bool Weighted>
 SF_INLINE void square_row(const sf_square &p, int64_t i) {
-  float *s = p.similarity + i * p.stride;
-  const int64_t own = p.first_row + i;
-  const float row_weight = Weighted ? p.weight[own] : p.uniform_weight;
-  const float row_offset = p.row.offset[own], row_inverse = p.row.inverse_sum[own];
-  const float row_smoothing = p.row.smoothing[own];
-  const float row_threshold = p.positive[own] + p.margin;
-  const int64_t id = p.query_ids ? p.query_ids[own] : 0;
-  const float *offset = p.column.offset, *inverse = p.column.inverse_sum;
-  const float *smoothing = p.column.smoothing;
+  // Everything by value or by its own pointer, or the loop would read the struct for each element.
+  const int64_t own = p.first_row + i, columns = p.columns;
   const Slope slope(p.slope);
+  const sf_softmax row = p.row, column = p.column;
+  const float row_offset = row.offset[own], row_inverse = row.inverse_sum[own];
+  const float row_smoothing = row.smoothing[own];
+  const float margin = p.margin, row_threshold = p.positive[own] + margin;
+  const float uniform_weight = p.uniform_weight;
+  const float row_weight = Weighted ? p.weight[own] : uniform_weight;
+  const float *weight = p.weight, *positive = p.positive;
+  const int64_t *key_ids = p.key_ids, id = p.query_ids ? p.query_ids[own] : 0;
+  float *s = p.similarity + i * p.stride;
 #pragma omp simd
-  for (int64_t j = 0; j < p.columns; ++j) {
-    float by_row = exp2_nonpositive(distance(slope, s[j], row_offset)) * row_inverse;
-    float by_column = exp2_nonpositive(distance(slope, s[j], offset[j])) * inverse[j];
+  for (int64_t j = 0; j < columns; ++j) {
+    const float similarity = s[j];
+    float by_row = exp2_nonpositive(distance(slope, similarity, row_offset)) * row_inverse;
+    float by_column =
+        exp2_nonpositive(distance(slope, similarity, column.offset[j])) * column.inverse_sum[j];
     if (Smooth) {
       by_row -= row_smoothing;
-      by_column -= smoothing[j];
+      by_column -= column.smoothing[j];
     }
     if (F != kNone) {
-      const bool same = F == kIdsAndMargin ? p.key_ids[j] == id : false;
-      by_row = (s[j] > row_threshold) | same ? 0.0f : by_row;
-      by_column = (s[j] > p.positive[j] + p.margin) | same ? 0.0f : by_column;
+      const bool same = F == kIdsAndMargin ? key_ids[j] == id : false;
+      by_row = (similarity > row_threshold) | same ? 0.0f : by_row;
+      by_column = (similarity > positive[j] + margin) | same ? 0.0f : by_column;
     }
-    const float column_weight = Weighted ? p.weight[j] : p.uniform_weight;
-    s[j] = row_weight * by_row + column_weight * by_column;
+    s[j] = row_weight * by_row + (Weighted ? weight[j] : uniform_weight) * by_column;
   }
-  s[own] = row_weight * (2.0f * p.label_smoothing - row_smoothing - smoothing[own] -
-                         p.row.miss[own] - p.column.miss[own]);
+  s[own] = row_weight * (2.0f * p.label_smoothing - row_smoothing - column.smoothing[own] -
+                         row.miss[own] - column.miss[own]);
 }
 
 template <Filter F, bool Smooth>
