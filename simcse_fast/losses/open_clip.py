@@ -150,7 +150,8 @@ def _temperature(logit_scale: Tensor | float) -> Tensor | float:
     """1 / logit_scale; in fp64, so that the way there and back rounds nothing."""
     if isinstance(logit_scale, Tensor):
         _check_single("logit_scale", logit_scale)
-        return logit_scale.reshape(()).double().reciprocal()
+        single = logit_scale.reshape(()) if logit_scale.ndim else logit_scale
+        return single.double().reciprocal()
     if not logit_scale > 0:
         raise ValueError(f"logit_scale: expected > 0, got {logit_scale}.")
     return 1 / float(logit_scale)
