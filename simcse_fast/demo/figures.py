@@ -24,7 +24,7 @@ INK = {"light": "#22262b", "dark": "#dfe3e8"}
 FAINT = {"light": "#c9ced6", "dark": "#4a515c"}
 FIRST = {"light": BLUE, "dark": "#56B4E9"}
 LABELS = 14
-NAME_WIDTH, NAME_HEIGHT = 0.16, 0.06  # of a panel
+NAME_WIDTH, NAME_HEIGHT = 0.18, 0.06  # of a panel
 
 
 @contextmanager
@@ -109,16 +109,14 @@ def name_some(panel: Any, words: list[str], x: Any, y: Any) -> None:
     """Name words at the edges of the cloud, as long as their names do not collide."""
     unit = np.column_stack([(x - x.min()) / np.ptp(x), (y - y.min()) / max(np.ptp(y), 1e-9)])
     far = np.argsort(-np.linalg.norm(unit - np.median(unit, axis=0), axis=1))
-    placed: list[int] = []
+    taken: list[tuple[float, float]] = []
     for i in far:
-        gaps = np.abs(unit[placed] - unit[i])
-        if (
-            len(placed) < LABELS
-            and not ((gaps[:, 0] < NAME_WIDTH) & (gaps[:, 1] < NAME_HEIGHT)).any()
-        ):
-            placed.append(i)
-            right = unit[i, 0] > 1 - NAME_WIDTH  # a name there would leave the panel
-            shift, align = ((-5, 3), "right") if right else ((5, 3), "left")
+        right = unit[i, 0] > 1 - NAME_WIDTH  # a name there would leave the panel
+        middle = unit[i, 0] + (-NAME_WIDTH if right else NAME_WIDTH) / 2
+        gaps = np.abs(np.array(taken).reshape(-1, 2) - (middle, unit[i, 1]))
+        if len(taken) < LABELS and not (gaps < (NAME_WIDTH, NAME_HEIGHT)).all(axis=1).any():
+            taken.append((middle, unit[i, 1]))
+            shift, align = ((-5, 2), "right") if right else ((5, 2), "left")
             place = {"xytext": shift, "textcoords": "offset points", "ha": align}
             panel.annotate(words[i], (x[i], y[i]), fontsize=8, **place)
 
@@ -143,5 +141,6 @@ def costs(theme: str, comparisons: list[Comparison]) -> Figure:
         panel.set_yticks(place, [f"N = {one.rows:,}, D = {one.width}" for one in comparisons])
         panel.grid(visible=False)
         panel.margins(x=0.14)
-    panels[1].legend(loc="lower right")
+        panel.locator_params(axis="x", nbins=5)
+    panels[1].legend(loc="upper right")
     return figure

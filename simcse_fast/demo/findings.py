@@ -75,7 +75,10 @@ def words_finding(words: Words) -> str:
     shortest = ", ".join(words.words[i] for i in order[:EXAMPLES])
     longest = ", ".join(words.words[i] for i in order[::-1][:EXAMPLES])
     ratio = words.after[order[-1]] / max(words.after[order[0]], 1e-12)
-    return f"Most weight: {longest}; least: {shortest}; the first has {ratio:.1f}x the last's."
+    return (
+        f"The longest word vectors: {longest}; the shortest: {shortest}; the extremes are "
+        f"{ratio:.0f}x apart."
+    )
 
 
 def counting_finding(information: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FULL_SHADE = 4.0  # times the even share
 DEEPEST = 0.75
+NEIGHBOUR_LETTERS = 200
+DIFFERENCES = ("loss_difference", "gradient_difference")
 
 
 def page(results: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
@@ -150,7 +152,7 @@ def neighbour_rows(query: dict[str, Any]) -> str:
     """A query above what was nearest before and after."""
     lists = (
         "".join(
-            f'<div><span class="cos">{cosine:.2f}</span>{escape(text)}</div>'
+            f'<div><span class="cos">{cosine:.2f}</span>{escape(clipped(text))}</div>'
             for cosine, text in query[moment]
         )
         for moment in ("before", "after")
@@ -162,14 +164,19 @@ def neighbour_rows(query: dict[str, Any]) -> str:
     )
 
 
+def clipped(text: str) -> str:
+    """The beginning of a long sentence."""
+    whole = len(text) <= NEIGHBOUR_LETTERS
+    return text if whole else text[:NEIGHBOUR_LETTERS].rsplit(" ", 1)[0] + " \u2026"
+
+
 def timing_row(one: dict[str, Any]) -> str:
     """One size: time and memory of both, and how far they are apart."""
     cells = [
         *(cost(one[kind]) for kind in ("textbook", "fused")),
         f"{one['speedup']:.2f}x",
         str(one["rounds"]),
-        f"{one['loss_difference']:.0e}",
-        f"{one['gradient_difference']:.0e}",
+        *(f"{one[name]:.0e}" if one[name] else "0" for name in DIFFERENCES),
     ]
     numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
     return f"<tr><td>N = {one['rows']:,}, D = {one['width']}</td>{numbers}</tr>"

