@@ -18,6 +18,7 @@ PAGES = sorted(
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(simcse_fast.__path__, "simcse_fast.")
 )
+SENTENCES = "the sun gives energy and light\nthe wind gives energy\na cat sat in the sun\n" * 20
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,6 +27,7 @@ def test_page(page, tmp_path, monkeypatch):
     """The python blocks of a page run one after the other, as a reader would type them."""
     text = (ROOT / page).read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    Path("sentences.txt").write_text(SENTENCES, encoding="utf-8")  # a text that pages may name
     names: dict[str, object] = {}
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start(1))
