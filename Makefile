@@ -46,8 +46,11 @@ sanitize: ## the native library's tests under AddressSanitizer and UBSan
 	ASAN_OPTIONS=detect_leaks=0 build/sanitize/test_native
 
 bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
+	mkdir -p build
 	$(INSTALL) --no-deps cut-cross-entropy
-	$(BIN)/python -m benchmarks.bench_infonce
+	$(BIN)/python -m benchmarks.bench_info_nce
+	$(BIN)/pytest benchmarks/bench_information.py --benchmark-json=build/information.json
+	$(BIN)/python -m benchmarks.bench_import
 
 bench-gpu: $(VENV)/.test ## GPU benchmarks
 	$(BIN)/python -m benchmarks.bench_gpu
