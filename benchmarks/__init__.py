@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`, `make bench-gpu`. Peers are installed for them alone."""

@@ -1,0 +1,97 @@
+"""The loss on a CPU beside its floor and its peers: python -m benchmarks.bench_info_nce [N ...].
+
+Forward and backward of N pairs in fp32. The gate comes first: a method whose gradients are wrong
+is not timed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import harness, peers
+
+SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+WIDTHS = (128, 384, 768, 1024)
+MEMORY = ((4096, 768), (8192, 768), (16384, 768), (32768, 256))
+EAGER_LIMIT = 24 << 30  # bytes that the textbook loss may take: six N x N matrices
+
+
+def gradients(step: peers.Step, query: Tensor, key: Tensor) -> list[Tensor]:
+    """Gradients of one step, in float64."""
+    query.grad = key.grad = None
+    step(query, key)
+    return [x.grad.double().clone() for x in (query, key) if x.grad is not None]
+
+
+def gradient_error(step: peers.Step, query: Tensor, key: Tensor) -> float:
+    """Relative error of both gradients against the textbook loss in fp64."""
+    wide = [x.detach().double().requires_grad_() for x in (query, key)]
+    exact = gradients(peers.backward_of(peers.textbook), *wide)
+    found = gradients(step, query, key)
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(found, exact, strict=True))
+
+
+def measure(rows: int, width: int, methods: dict[str, peers.Step]) -> dict[str, Any]:
+    """One row of the result."""
+    query, key = peers.pair(rows, width)
+    errors, steps = {}, {}
+    for name, step in methods.items():
+        if rows <= 2048:  # fp64 takes minutes beyond
+            errors[name] = gradient_error(step, query, key)
+            if not errors[name] < 1e-2:
+                raise RuntimeError(f"{name}: gradient error {errors[name]:.1e} at {rows} x {width}")
+
+        def run(step: peers.Step = step) -> None:
+            query.grad = key.grad = None
+            step(query, key)
+
+        steps[name] = run
+    floor = peers.bare_products(query, key)
+    steps["three bare products"] = lambda: floor()
+    # A fair share for every size: about a minute for the largest, half a second for the smallest.
+    times = harness.interleaved(steps, seconds=max(1.0, rows / 1024), least=5)
+    result = {name: harness.summary(values) for name, values in times.items()}
+    for name, error in errors.items():
+        result[name]["gradient_error"] = float(f"{error:.3g}")
+    ours, eager = result["simcse_fast"]["median"], result["eager"]["median"]
+    bare = result["three bare products"]["median"]
+    line = f"{rows:6} x {width:5}  {ours:10.3f} ms  {eager / ours:5.2f} x eager  {bare / ours:.3f}"
+    print(line, "of the floor", flush=True)
+    return {"rows": rows, "width": width, "ms": result}
+
+
+def memory(rows: int, width: int) -> dict[str, Any]:
+    """Peak memory of each method in a process of its own."""
+    found = {}
+    for name in peers.MAKERS:
+        if name != "simcse_fast" and "cached" not in name and 24 * rows * rows > EAGER_LIMIT:
+            found[name] = "needs more memory than there is"
+            continue
+        found[name] = round(harness.peak_memory(name, rows, width), 1)
+    print(f"{rows:6} x {width:5}  MiB {found}", flush=True)
+    return {"rows": rows, "width": width, "mib": found}
+
+
+def main() -> None:
+    """Measure, print, save."""
+    sizes = [int(x) for x in sys.argv[1:]] or SIZES
+    methods, absent = {}, {}
+    for name, make in peers.MAKERS.items():
+        try:
+            methods[name] = make()
+        except ImportError as error:
+            absent[name] = f"not measured: {error}"
+    torch._dynamo.config.cache_size_limit = 64
+    rows = [measure(n, d, methods) for d in WIDTHS for n in sizes]
+    rows += [memory(n, d) for n, d in MEMORY if not sys.argv[1:] or n in sizes]
+    rows += [{"absent": absent}] if absent else []
+    if not sys.argv[1:]:
+        print(harness.save("info_nce-cpu", rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Timing side by side, peak memory, and where a result came from."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "sentence-transformers", "cut-cross-entropy", "triton", "numba", "scipy")
+
+
+def interleaved(
+    steps: dict[str, Callable[[], Any]], *, seconds: float, least: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of each step in rounds of one call each, so that noise meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    end = time.perf_counter() + seconds
+    while len(next(iter(times.values()))) < least or time.perf_counter() < end:
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds, and the number of rounds."""
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    milliseconds = {"median": median, "low": low, "high": high}
+    return {k: round(1e3 * v, 4) for k, v in milliseconds.items()} | {"rounds": len(times)}
+
+
+def peak_memory(method: str, rows: int, width: int) -> float:
+    """MiB that one step of a method adds to a fresh process that holds its inputs."""
+    command = [sys.executable, "-m", "benchmarks.peak_memory", method, str(rows), str(width)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    return float(run.stdout.split()[-1])
+
+
+def processor() -> str:
+    """The processor's name, as short as a file name may be."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, processor, threads and commit of a result."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "processor": processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit,
+        "command": " ".join(["python", "-m", Path(sys.argv[0]).stem, *sys.argv[1:]]),
+    }
+
+
+def save(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write a result under benchmarks/results, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
+    temporary.replace(path)
+    return path
