@@ -15,9 +15,11 @@ from simcse_fast import cli, information_gain
 pytest.importorskip("sentence_transformers", reason="needs the extra encoders")
 pytest.importorskip("matplotlib", reason="needs the extra plots")
 
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from simcse_fast.demo import encoder, findings, output, text, timing, training, weights
+from simcse_fast.demo import run as demo_run
 
 COMMON = ["the", "of", "and", "to", "a"]
 
@@ -282,6 +284,16 @@ def test_failed_run_leaves_the_earlier_one_whole(tmp_path, error):
     assert (tmp_path / "report.html").read_text() == "first"
     if raised.type is text.InputError:
         assert "No space left on device); free some space" in str(raised.value)
+
+
+def test_full_disk_under_the_model_reads_as_such(tmp_path):
+    class Full:
+        def save(self, *_, **__):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        demo_run.write(tmp_path, Full(), {}, {})
+    assert raised.value.errno == 28
 
 
 def test_memory_is_what_is_allocated():

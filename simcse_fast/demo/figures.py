@@ -102,6 +102,7 @@ def norms(theme: str, words: Words) -> Figure:
                 panel.set_xlabel(label)
                 name_some(panel, words.words, x, y)
         panels[row, 0].set_ylabel("length of the word's vector")
+        panels[row, 0].set_ylim(bottom=max(panels[row, 0].get_ylim()[0], 0))  # lengths
     return figure
 
 
