@@ -175,6 +175,14 @@ def test_nearest_are_those_of_the_full_sort(model):
         assert query not in [line for _, line in entries]
 
 
+def test_words_without_a_vector_are_left_out():
+    table = information_gain(small_text(), min_count=1)
+    after = torch.arange(1.0, 1 + 2 * 61).reshape(61, 2)  # the unknown word and 60 of 101
+    words = weights.frequent_words(table, after, after)
+    assert words.words == table.column("word")[:60].tolist()
+    np.testing.assert_allclose(words.after, after.norm(dim=1)[1:], rtol=1e-6)
+
+
 def test_halves_share_out_every_word():
     rng = np.random.default_rng(0)
     lengths = np.array([2, 7, 1, 30, 6])

@@ -52,7 +52,8 @@ def frequent_words(
     before: torch.Tensor,  # (V + 1, D)
     after: torch.Tensor,  # (V + 1, D)
 ) -> Words:
-    """Join the table and the vectors: row i of the table is vector i + 1."""
+    """Join the table and the vectors: row i of the table, where it has one, is vector i + 1."""
+    table = table.head(len(after) - 1)
     gain, count = table.column("information_gain"), table.column("count")
     usable = np.isfinite(gain)
     min_count = next((c for c in COUNTS if (usable & (count >= c)).sum() >= ENOUGH), COUNTS[-1])
