@@ -9,12 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "sentence-transformers", "cut-cross-entropy", "triton", "numba", "scipy")

@@ -1,4 +1,4 @@
-"""MiB that one step adds to the memory of a process: python -m benchmarks.peak_memory METHOD N D."""
+"""MiB that a step adds to a process: python -m benchmarks.peak_memory METHOD N D."""
 
 import re
 import sys

@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 1
+#define SF_ABI_VERSION 2
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -28,7 +28,8 @@ typedef enum { SF_OK = 0, SF_BAD_ARGUMENT = 1 } sf_status;
 
 SF_API int32_t sf_abi_version(void);
 
-/* The instruction set in use: "avx512", "avx2" or "baseline"; the best of this processor at first. */
+/* The instruction set in use: "avx512", "avx2" or "baseline"; the best of this processor at first.
+ */
 SF_API const char *sf_instruction_set(void);
 /* Use another one (for tests). SF_BAD_ARGUMENT if the processor lacks it. */
 SF_API int32_t sf_use_instruction_set(const char *name);
@@ -37,9 +38,9 @@ SF_API int32_t sf_use_instruction_set(const char *name);
 SF_API int32_t sf_normalize(const float *x, int64_t rows, int64_t width, float *unit,
                             float *inverse_norm, int32_t threads);
 
-/* out[i] = factor * inverse_norm[i] * (g[i] - u[i] <u[i], g[i]>), projection[i] = <u[i], g[i]>, where
- * u[i] = x[i] * inverse_norm[i]. A NULL inverse_norm means rows used as they are: out = factor * g,
- * projection = <x, g>. out may be g; a NULL out or projection is not written. */
+/* out[i] = factor * inverse_norm[i] * (g[i] - u[i] <u[i], g[i]>), projection[i] = <u[i], g[i]>,
+ * where u[i] = x[i] * inverse_norm[i]. A NULL inverse_norm means rows used as they are: out =
+ * factor * g, projection = <x, g>. out may be g; a NULL out or projection is not written. */
 SF_API int32_t sf_normalize_backward(const float *x, const float *inverse_norm, const float *g,
                                      int64_t rows, int64_t width, float factor, float *out,
                                      float *projection, int32_t threads);
@@ -50,7 +51,7 @@ typedef struct {
   int64_t begin, width;
   double slope;     /* of every column but the row's own */
   double own_slope; /* of the row's own column */
-  int32_t own;     /* sf_own; exactly one segment, the first, holds the positive */
+  int32_t own;      /* sf_own; exactly one segment, the first, holds the positive */
 } sf_segment;
 
 /* What remains of a row's (or column's) softmax: all that its gradient needs. */
@@ -72,9 +73,9 @@ typedef struct {
                   gradient if write_hard_gradient */
   int64_t hard_count;
   double hard_slope, hard_shift; /* logit = hard_slope * similarity + hard_shift */
-  const int64_t *query_ids;     /* (rows) or NULL */
-  const int64_t *key_ids;       /* (columns) or NULL */
-  float margin;                 /* columns above similarity(positive) + margin are left out; inf */
+  const int64_t *query_ids;      /* (rows) or NULL */
+  const int64_t *key_ids;        /* (columns) or NULL */
+  float margin;                  /* columns above similarity(positive) + margin are left out; inf */
   float label_smoothing;
   const float *weight; /* (rows) or NULL: every row has weight uniform_weight */
   float uniform_weight;
@@ -87,8 +88,8 @@ typedef struct {
 SF_API int32_t sf_infonce_rows(const sf_rows *panel);
 
 typedef struct {
-  float *similarity;           /* (rows, stride): rows [first_row, first_row + rows) of a square */
-  int64_t rows, stride;        /* matrix of `columns` rows and columns, positives on the diagonal */
+  float *similarity;    /* (rows, stride): rows [first_row, first_row + rows) of a square */
+  int64_t rows, stride; /* matrix of `columns` rows and columns, positives on the diagonal */
   int64_t first_row, columns;
   double slope, positive_slope;
   const float *positive;    /* (columns) similarity of each pair */

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence  # noqa: TC003  # the operators' schemas are read from it
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,8 +38,10 @@ def contrast(
 ) -> Tensor:
     """The loss, 0-d or (M,), differentiable once."""
     if torch.compiler.is_compiling() or type(tensors[0]) not in (Tensor, torch.nn.Parameter):
-        return info_nce(tensors, hard, scale, *_flat(call))[0]
-    return _Loss.apply(call, scale, hard, *tensors)  # type: ignore[no-any-return]
+        loss: Tensor = info_nce(tensors, hard, scale, *_flat(call))[0]
+    else:
+        loss = _apply(_Loss, call, scale, hard, *tensors)
+    return loss
 
 
 def _forward(
@@ -60,12 +62,18 @@ def _forward(
         uniform_weight=call.uniform_weight * each,
     )
     result = panels.run(
-        *(part_of(call.backend, wide), inputs),
-        *(None if hard is None else hard.to(wide).contiguous(), job, call.needs),
+        part_of(call.backend, wide),
+        inputs,
+        None if hard is None else hard.to(wide).contiguous(),
+        job,
+        call.needs,
         workspace_limit(inputs[0].device),
     )
-    losses = result.losses * (call.uniform_weight if weight is None else weight)
-    return losses if call.rowwise else losses.sum(dtype=torch.float64).to(wide), result
+    if call.rowwise:
+        return result.losses * (call.uniform_weight if weight is None else weight), result
+    if weight is None:
+        return result.losses.sum() * call.uniform_weight, result
+    return (result.losses * weight).sum(), result
 
 
 def _finish(
@@ -81,14 +89,13 @@ def _finish(
     part = part_of(call.backend, wide)
     upstream = upstream.to(wide)
     factor = upstream * (call.scale_value if scale is None else scale.to(wide))
-    of_scale, out = None, []
+    of_scale = None
+    out: list[Tensor | None] = []
     for number, (x, gradient, inverse) in enumerate(zip(tensors, gradients, inverses, strict=True)):
         if gradient is None:
             out.append(None)
             continue
-        of_x, along = part.normalize_backward(
-            x.to(wide).contiguous(), inverse, gradient, factor
-        )
+        of_x, along = part.normalize_backward(x.to(wide).contiguous(), inverse, gradient, factor)
         out.append(of_x.to(x.dtype))
         if number == 0 and scale is not None:
             of_scale = (along.sum(dtype=torch.float64) * upstream).to(scale.dtype)
@@ -134,7 +141,7 @@ class _Loss(torch.autograd.Function):
         gradients = [of_scale if ctx.needs_input_grad[1] else None, of_hard, *out]
         if torch.is_grad_enabled():
             gradients = [
-                None if g is None else _Once.apply(g, upstream, *tensors) for g in gradients
+                None if g is None else _apply(_Once, g, upstream, *tensors) for g in gradients
             ]
         return None, *gradients
 
@@ -165,12 +172,17 @@ class _DifferentiableOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # noqa: ARG004
-        return _Once.apply(upstream)
+        return _apply(_Once, upstream)
 
 
 def differentiable_once(x: Tensor) -> Tensor:
     """The same tensor; differentiating its gradient raises, as with every back-end."""
-    return _DifferentiableOnce.apply(x)  # type: ignore[no-any-return]
+    once: Tensor = _apply(_DifferentiableOnce, x)
+    return once
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -204,7 +216,10 @@ def _call(
     backend: str,
 ) -> Call:
     blocks = tuple(
-        Block(*integers[i : i + 3], Own(integers[i + 3]), *values[j : j + 2])
+        Block(
+            *(integers[i], integers[i + 1], integers[i + 2], Own(integers[i + 3])),
+            *(values[j], values[j + 1]),
+        )
         for i, j in zip(range(3, len(integers), 4), range(5, len(values), 2), strict=True)
     )
     terms = Terms(blocks, bool(integers[0]), bool(integers[1]), *values[2:5])
@@ -240,8 +255,10 @@ def info_nce(
 
 
 @info_nce.register_fake
-def _info_nce_fake(tensors, hard, scale, labels, query_ids, key_ids, weight, integers, values, needs, backend):  # type: ignore[no-untyped-def]  # noqa: E501
-    del scale, query_ids, key_ids, weight, values, backend
+def _info_nce_fake(
+    tensors: Sequence[Tensor], hard: Tensor | None, _scale: Any, labels: Tensor, *flat: Any
+) -> list[Tensor]:
+    integers, _, needs, _ = flat[-4:]
     everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
     like = tensors[0].new_empty(0, dtype=_wide(tensors[0].dtype))
     return [
@@ -277,17 +294,27 @@ def info_nce_backward(
 
 
 @info_nce_backward.register_fake
-def _info_nce_backward_fake(tensors, hard, scale, kept, upstream, labels, query_ids, key_ids, weight, integers, values, needs, backend):  # type: ignore[no-untyped-def]  # noqa: E501
-    del kept, labels, query_ids, key_ids, weight, integers, values, backend
-    everything = [hard, *tensors] if hard is None else [hard, *tensors]
-    order = [False if hard is None else needs[-1], *needs[: len(tensors)]]
-    return [
-        upstream.new_empty(0) if scale is None else torch.empty_like(scale),
-        *(
-            x.new_empty(x.shape) if n else upstream.new_empty(0)
-            for x, n in zip(everything, order, strict=True)
-        ),
-    ]
+def _info_nce_backward_fake(
+    tensors: Sequence[Tensor],
+    hard: Tensor | None,
+    scale: Tensor | None,
+    _kept: Any,
+    upstream: Tensor,
+    *flat: Any,
+) -> list[Tensor]:
+    needs = flat[-2]
+    wanted = [hard if needs[-1] else None, *tensors]  # without hard negatives: the last tensor
+    order = [hard is not None, *needs[: len(tensors)]]
+    return _some(
+        [
+            None if scale is None else torch.empty_like(scale),
+            *(
+                x.new_empty(x.shape) if x is not None and n else None
+                for x, n in zip(wanted, order, strict=True)
+            ),
+        ],
+        upstream,
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

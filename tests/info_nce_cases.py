@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from simcse_fast import info_nce
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAMES = ("query", "key", "hard_negatives", "temperature")  # get gradients
 
@@ -61,7 +63,7 @@ def random_case(
     return case.to(dtype).to(dtype)
 
 
-def textbook(
+def textbook(  # noqa: C901  # one branch per option
     query: Tensor,
     key: Tensor,
     *,
@@ -122,7 +124,9 @@ def textbook(
     return losses.mean() if weight is None else losses.sum() / weight.to(losses.dtype).sum()
 
 
-def evaluate(function: Any, case: Case, upstream: Tensor | None = None, **more: Any) -> list[Tensor]:
+def evaluate(
+    function: Any, case: Case, upstream: Tensor | None = None, **more: Any
+) -> list[Tensor]:
     """[loss, gradient of each tensor there is], in float64."""
     tensors = {
         name: value.detach().clone().requires_grad_()
@@ -139,7 +143,8 @@ def evaluate(function: Any, case: Case, upstream: Tensor | None = None, **more: 
 def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
     """Root-mean-square error of each result over the root mean square of the exact one."""
     return [
-        float((x - y).norm() / y.norm().clamp_min(1e-300)) for x, y in zip(found, exact, strict=True)
+        float((x - y).norm() / y.norm().clamp_min(1e-300))
+        for x, y in zip(found, exact, strict=True)
     ]
 
 

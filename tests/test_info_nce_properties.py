@@ -42,9 +42,7 @@ def test_permuting_pairs_permutes_losses_and_gradients(rows, temperature, seed, 
 
     def run(q, k):
         q = q.clone().requires_grad_()
-        losses = info_nce(
-            q, k, temperature=temperature, symmetric=symmetric, reduction="none"
-        )
+        losses = info_nce(q, k, temperature=temperature, symmetric=symmetric, reduction="none")
         return losses.detach(), torch.autograd.grad(losses.sum(), q)[0]
 
     for plain, permuted in zip(run(query, key), run(query[order], key[order]), strict=True):

@@ -30,7 +30,7 @@ namespace baseline {
 #endif
 #include "infonce_loops.h"
 #undef SF_FMA
-}
+}  // namespace baseline
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SF_HAS_X86_SETS
@@ -40,13 +40,13 @@ namespace baseline {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #include "infonce_loops.h"
-}
+}  // namespace avx2
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
 #include "infonce_loops.h"
-}
+}  // namespace avx512
 #pragma GCC pop_options
 #endif
 

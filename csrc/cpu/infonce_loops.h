@@ -1,5 +1,6 @@
 // The loops of the CPU loss. Included once per instruction set (see infonce.cpp), each time inside
 // another namespace and under another target, so there is no include guard and nothing global here.
+#include "normalize_loops.h"
 
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = __builtin_inff();
@@ -122,10 +123,10 @@ SF_INLINE End finish(const Sums &negatives, float behind, float offset, float ep
   const double sum = e + negatives.exponentials;
   End end;
   // Two forms: the first keeps the digits of a converged loss, the second cannot overflow.
-  end.loss = static_cast<float>(
-      negatives.exponentials <= e
-          ? __builtin_log1p(negatives.exponentials / e)
-          : __builtin_log(sum) - 0.693147180559945309 * static_cast<double>(behind));
+  end.loss = static_cast<float>(negatives.exponentials <= e
+                                    ? __builtin_log1p(negatives.exponentials / e)
+                                    : __builtin_log(sum) -
+                                          0.693147180559945309 * static_cast<double>(behind));
   end.inverse_sum = static_cast<float>(1.0 / sum);
   end.miss = static_cast<float>(negatives.exponentials / sum);
   end.smoothing = 0.0f;
@@ -133,8 +134,8 @@ SF_INLINE End finish(const Sums &negatives, float behind, float offset, float ep
     const double count = static_cast<double>(negatives.count + 1);
     const double positive = static_cast<double>(offset) + behind;
     end.smoothing = static_cast<float>(epsilon / count);
-    end.loss += epsilon * kLn2 *
-                static_cast<float>(positive - (negatives.logits + positive) / count);
+    end.loss +=
+        epsilon * kLn2 * static_cast<float>(positive - (negatives.logits + positive) / count);
   }
   return end;
 }
@@ -165,7 +166,8 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
     around_own(segment, own, [&](int64_t begin, int64_t n) {
       raise(static_cast<float>(segment.slope) * largest<F>(s + begin, n, leave_at(begin)));
     });
-    if (segment.own == SF_OWN_KEPT) raise(static_cast<float>(segment.own_slope) * s[segment.begin + own]);
+    if (segment.own == SF_OWN_KEPT)
+      raise(static_cast<float>(segment.own_slope) * s[segment.begin + own]);
   }
   const auto hard_logit = [&](float similarity) {
     return static_cast<float>(p.hard_slope * similarity + p.hard_shift);
@@ -215,9 +217,8 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
   if (!p.write_gradient) return;
   for (int64_t k = 0; k < p.segment_count; ++k) {
     const sf_segment &segment = p.segments[k];
-    around_own(segment, own, [&](int64_t begin, int64_t n) {
-      weigh<Smooth>(s + begin, n, factor, shift);
-    });
+    around_own(segment, own,
+               [&](int64_t begin, int64_t n) { weigh<Smooth>(s + begin, n, factor, shift); });
     float *at = s + segment.begin + own;
     if (segment.own == SF_OWN_POSITIVE) {
       *at = weight * (p.label_smoothing - end.smoothing - end.miss);
@@ -231,8 +232,8 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
 
 template <Filter F, bool Smooth>
 void rows_of(const sf_rows &p) {
-  const int64_t columns = p.segments[p.segment_count - 1].begin +
-                          p.segments[p.segment_count - 1].width;
+  const int64_t columns =
+      p.segments[p.segment_count - 1].begin + p.segments[p.segment_count - 1].width;
 #pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * columns > 16384)
   for (int64_t i = 0; i < p.rows; ++i) row<F, Smooth>(p, i);
 }
@@ -371,55 +372,11 @@ void square_of(const sf_square &p) {
   }
 }
 
-// Lengths and projections are summed in double: a row's error in length moves all its logits alike,
-// and what is left of a gradient after the projection may be small.
-SF_INLINE double dot(const float *a, const float *b, int64_t n) {
-  double total = 0.0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t d = 0; d < n; ++d) total += static_cast<double>(a[d]) * b[d];
-  return total;
-}
-
-void normalize(const float *x, int64_t rows, int64_t width, float *unit, float *inverse_norm,
-               int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > 16384)
-  for (int64_t i = 0; i < rows; ++i) {
-    const float *from = x + i * width;
-    float *to = unit + i * width;
-    const double norm = __builtin_sqrt(dot(from, from, width));
-    // A zero row has cosine 0 with everything; NaN takes the second branch and stays.
-    const double inverse = norm == 0.0 ? 0.0 : 1.0 / (norm < 1e-12 ? 1e-12 : norm);
-    inverse_norm[i] = static_cast<float>(inverse);
-#pragma omp simd
-    for (int64_t d = 0; d < width; ++d) to[d] = static_cast<float>(from[d] * inverse);
-  }
-}
-
-void normalize_backward(const float *x, const float *inverse_norm, const float *g, int64_t rows,
-                        int64_t width, float factor, float *out, float *projection,
-                        int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > 16384)
-  for (int64_t i = 0; i < rows; ++i) {
-    const float *from = x + i * width, *in = g + i * width;
-    const float inverse = inverse_norm ? inverse_norm[i] : 1.0f;
-    const double along = dot(from, in, width) * inverse;
-    if (projection) projection[i] = static_cast<float>(along);
-    if (!out) continue;
-    float *to = out + i * width;
-    const float scale = factor * inverse;
-    // Rows shorter than 1e-12 were multiplied by a constant, so nothing is projected out.
-    const float back =
-        inverse_norm && inverse < 1e12f ? static_cast<float>(along * inverse) : 0.0f;
-#pragma omp simd
-    for (int64_t d = 0; d < width; ++d) to[d] = scale * SF_FMA(-back, from[d], in[d]);
-  }
-}
-
 template <template <Filter, bool> class Call, typename Panel>
 void choose(const Panel &p) {
-  const Filter filter = p.key_ids && p.query_ids    ? kIdsAndMargin
-                        : p.margin < kInfinity ? kMargin
-                                               : kNone;
+  const Filter filter = p.key_ids && p.query_ids ? kIdsAndMargin
+                        : p.margin < kInfinity   ? kMargin
+                                                 : kNone;
   const bool smooth = p.label_smoothing > 0.0f;
   if (filter == kNone) {
     smooth ? Call<kNone, true>::run(p) : Call<kNone, false>::run(p);

@@ -105,36 +105,20 @@ def _rows(
 ) -> None:
     scale = float(job.scale)
     hard_slope = (scale + job.segments[0].hardness) * LOG2E
-    segments = (native.Segment * len(job.segments))(
-        *(
-            (
-                *(s.begin, s.width, (scale + s.hardness) * LOG2E),
-                *((scale + s.own_hardness) * LOG2E, int(s.own)),
-            )
-            for s in job.segments
-        )
-    )
-    problem = native.Rows(
-        similarity=panel.data_ptr(),
-        rows=panel.shape[0],
-        stride=panel.stride(0),
-        labels=_pointer(job.labels, begin),
-        segments=segments,
-        segment_count=len(segments),
-        hard=_pointer(hard),
-        hard_count=0 if hard is None else hard.shape[1],
-        hard_slope=hard_slope,
-        hard_shift=math.log2(job.terms.hard_negative_weight),
-        query_ids=_pointer(job.query_ids, begin),
-        key_ids=_pointer(job.key_ids),
-        margin=job.terms.margin,
-        label_smoothing=job.terms.label_smoothing,
-        weight=_pointer(job.weight, begin),
-        uniform_weight=job.uniform_weight,
-        write_gradient=write[0],
-        write_hard_gradient=write[1],
-        softmax=softmax,
-        threads=torch.get_num_threads(),
+    segments = (native.Segment * len(job.segments))()
+    for number, s in enumerate(job.segments):
+        slopes = (scale + s.hardness) * LOG2E, (scale + s.own_hardness) * LOG2E
+        segments[number] = native.Segment(s.begin, s.width, *slopes, int(s.own))
+    terms = job.terms
+    problem = native.Rows(  # by position, in the order of sf_rows: names cost as much as the call
+        *(panel.data_ptr(), panel.shape[0], panel.stride(0), _pointer(job.labels, begin)),
+        *(segments, len(segments)),
+        *(_pointer(hard), 0 if hard is None else hard.shape[1]),
+        *(hard_slope, math.log2(terms.hard_negative_weight)),
+        *(_pointer(job.query_ids, begin), _pointer(job.key_ids)),
+        *(terms.margin, terms.label_smoothing),
+        *(_pointer(job.weight, begin), job.uniform_weight, *write),
+        *(softmax, torch.get_num_threads()),
     )
     native.load().sf_infonce_rows(ctypes.byref(problem))
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from simcse_fast.kernels.infonce.terms import Job, Softmax, Terms, segments_of
+from simcse_fast.kernels.infonce.terms import Job, Softmax
 
 
 class Part(Protocol):
@@ -64,41 +64,6 @@ def panel_rows(rows: int, columns: int, item: int, limit: int) -> int:
     return math.ceil(rows / panels)
 
 
-def gradients_of_panel(
-    panel: Tensor, units: list[Tensor], sums: list[Tensor | None], terms: Terms, begin: int
-) -> None:
-    """Add a panel's two products per block, G K and G^T Q, to the tensors that want them."""
-    column = 0
-    for block in terms.blocks:
-        anchor, key = units[block.anchor], units[block.key]
-        rows = slice(begin, begin + panel.shape[0])
-        part = panel[:, column : column + key.shape[0]]  # (C, columns of this block)
-        column += key.shape[0]
-        if (total := sums[block.anchor]) is not None:
-            total[rows].addmm_(part, key)
-        if (total := sums[block.key]) is not None:
-            total.addmm_(part.T, anchor[rows])
-
-
-class Hard:
-    """Similarities with each row's own hard negatives, and what flows back through them."""
-
-    def __init__(self, query: Tensor, unit: Tensor, sums: list[Tensor | None]) -> None:
-        self.query, self.unit, self.sums = query, unit, sums  # (M, D), (M, K, D)
-
-    def similarities(self, begin: int, end: int) -> Tensor:
-        """(C, K)."""
-        return torch.bmm(self.unit[begin:end], self.query[begin:end, :, None])[..., 0]
-
-    def backward(self, gradient: Tensor, begin: int) -> None:
-        """gradient (C, K) of the logits."""
-        end = begin + gradient.shape[0]
-        if (total := self.sums[0]) is not None:
-            total[begin:end] += torch.bmm(gradient[:, None], self.unit[begin:end])[:, 0]
-        if (total := self.sums[-1]) is not None:
-            torch.mul(gradient[..., None], self.query[begin:end, None], out=total[begin:end])
-
-
 def run(
     part: Part,
     tensors: list[Tensor],  # (rows, D) each, contiguous, fp32 or fp64
@@ -111,37 +76,33 @@ def run(
     everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
     pairs = [part.normalize(x) if job.terms.normalize else (x, None) for x in everything]
     units = [unit for unit, _ in pairs]
-    sums = [torch.zeros_like(u) if need else None for u, need in zip(units, needs, strict=True)]
+    products = _Products(units, needs, job, limit)
     own = None
     if hard is not None:
-        last = sums[-1]
-        shaped = [*sums[:-1], None if last is None else last.view(hard.shape)]
-        own = Hard(units[job.terms.blocks[0].anchor], units[-1].view(hard.shape), shaped)
-    products = _Products(units[: len(tensors)], sums, job, limit)
+        own = _Hard(units[job.terms.blocks[0].anchor], units[-1].view(hard.shape), products)
     losses = (_square if job.terms.symmetric else _rows)(part, products, own, job)
-    return Result(losses, list(sums), [inverse for _, inverse in pairs])
+    return Result(losses, products.sums, [inverse for _, inverse in pairs])
 
 
 class _Products:
-    """The panels of a problem in one workspace."""
+    """The matrix products of a problem: panels of similarities in one workspace, and back."""
 
-    def __init__(
-        self, units: list[Tensor], sums: list[Tensor | None], job: Job, limit: int
-    ) -> None:
-        self.units, self.sums, self.terms = units, sums, job.terms
+    def __init__(self, units: list[Tensor], needs: Sequence[bool], job: Job, limit: int) -> None:
+        self.units, self.needs, self.blocks = units, needs, job.terms.blocks
+        self.sums: list[Tensor | None] = [None] * len(units)
         self.rows = job.labels.shape[0]
         columns = job.segments[-1].begin + job.segments[-1].width
         self.step = panel_rows(self.rows, columns, units[0].element_size(), limit)
-        self.workspace = units[0].new_empty(min(self.step, self.rows), columns)
-        self.whole = self.step >= self.rows
-        self.wanted = any(total is not None for total in sums)
+        self.workspace = units[0].new_empty(self.step, columns)
+        self.whole = self.step == self.rows
+        self.wanted = any(needs)
 
     def panels(self) -> Iterator[tuple[int, Tensor]]:
         """First row and similarities (C, columns) of each panel, in turn in the same memory."""
         for begin in range(0, self.rows, self.step):
-            panel = self.workspace[: min(self.step, self.rows - begin)]
+            panel = self.workspace[: self.rows - begin]
             column = 0
-            for block in self.terms.blocks:
+            for block in self.blocks:
                 key = self.units[block.key]
                 anchor = self.units[block.anchor][begin : begin + panel.shape[0]]
                 torch.mm(anchor, key.T, out=panel[:, column : column + key.shape[0]])
@@ -149,10 +110,50 @@ class _Products:
             yield begin, panel
 
     def backward(self, panel: Tensor, begin: int) -> None:
-        gradients_of_panel(panel, self.units, self.sums, self.terms, begin)
+        """Add a panel's two products per block, G K and G^T Q, to the tensors that want them."""
+        column = 0
+        for block in self.blocks:
+            anchor, key = self.units[block.anchor], self.units[block.key]
+            end = begin + panel.shape[0]
+            part = panel[:, column : column + key.shape[0]]  # (C, columns of this block)
+            column += key.shape[0]
+            self._add(block.anchor, begin, end, part, key)
+            self._add(block.key, 0, key.shape[0], part.T, anchor[begin:end])
+
+    def _add(self, index: int, begin: int, end: int, left: Tensor, right: Tensor) -> None:
+        if self.sums[index] is None and self.needs[index] and end - begin == len(self.units[index]):
+            self.sums[index] = torch.mm(left, right)  # the first to write writes everything
+        elif (total := self.sum_of(index)) is not None:
+            total[begin:end].addmm_(left, right)
+
+    def sum_of(self, index: int) -> Tensor | None:
+        """The gradient of a tensor's unit rows so far, if it is wanted."""
+        if self.sums[index] is None and self.needs[index]:
+            self.sums[index] = torch.zeros_like(self.units[index])
+        return self.sums[index]
 
 
-def _rows(part: Part, products: _Products, own: Hard | None, job: Job) -> Tensor:
+class _Hard:
+    """Similarities with each row's own hard negatives, and what flows back through them."""
+
+    def __init__(self, query: Tensor, unit: Tensor, products: _Products) -> None:
+        self.query, self.unit, self.products = query, unit, products  # (M, D), (M, K, D)
+
+    def similarities(self, begin: int, end: int) -> Tensor:
+        """(C, K)."""
+        return torch.bmm(self.unit[begin:end], self.query[begin:end, :, None])[..., 0]
+
+    def backward(self, gradient: Tensor, begin: int) -> None:
+        """Take in the gradient (C, K) of the logits."""
+        end = begin + gradient.shape[0]
+        if (total := self.products.sum_of(0)) is not None:
+            total[begin:end] += torch.bmm(gradient[:, None], self.unit[begin:end])[:, 0]
+        if (total := self.products.sum_of(-1)) is not None:
+            mine = total.view(self.unit.shape)[begin:end]
+            torch.mul(gradient[..., None], self.query[begin:end, None], out=mine)
+
+
+def _rows(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tensor:
     losses = []
     for begin, panel in products.panels():
         hard = None if own is None else own.similarities(begin, begin + panel.shape[0])
@@ -164,7 +165,7 @@ def _rows(part: Part, products: _Products, own: Hard | None, job: Job) -> Tensor
     return losses[0] if len(losses) == 1 else torch.cat(losses)
 
 
-def _square(part: Part, products: _Products, own: Hard | None, job: Job) -> Tensor:
+def _square(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tensor:
     query, key = (products.units[i] for i in (0, 1))
     state = part.square(job, torch.linalg.vecdot(query, key))
     panel = products.workspace

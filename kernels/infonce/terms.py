@@ -86,8 +86,6 @@ def segments_of(terms: Terms, tensors: list[Tensor]) -> tuple[Segment, ...]:
             positive = block.own == Own.POSITIVE and first == 0
             own = block.own if positive or block.own == Own.LEFT_OUT else Own.KEPT
             own_hardness = 0.0 if positive else block.own_hardness
-            segments.append(
-                Segment(begin + first, block.period, own, block.hardness, own_hardness)
-            )
+            segments.append(Segment(begin + first, block.period, own, block.hardness, own_hardness))
         begin += tensors[block.key].shape[0]
     return tuple(segments)

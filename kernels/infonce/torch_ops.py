@@ -9,14 +9,15 @@ from simcse_fast.kernels.infonce.panels import SquarePart, softmax_buffers
 from simcse_fast.kernels.infonce.terms import Job, Own, Softmax
 
 INFINITY = float("inf")
+SHORTEST = 1e-12  # rows below are divided by it instead of their length, as in torch
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, D) -> unit rows and (rows,) inverse lengths."""
     norm = torch.linalg.vector_norm(x, dim=-1)
-    inverse = norm.clamp_min(1e-12).reciprocal().masked_fill(norm == 0, 0)
+    inverse = norm.clamp_min(SHORTEST).reciprocal().masked_fill(norm == 0, 0)
     # Divided, not multiplied by the inverse: one rounding less in what every logit shares.
-    return x / norm.clamp_min(1e-12)[:, None], inverse
+    return x / norm.clamp_min(SHORTEST)[:, None], inverse
 
 
 def normalize_backward(
@@ -27,8 +28,8 @@ def normalize_backward(
         return gradient * factor, torch.linalg.vecdot(x, gradient)
     # What is left after the projection may be small, so it is summed in double.
     along = (x * gradient).sum(-1, dtype=torch.float64).to(x.dtype) * inverse
-    # Rows shorter than 1e-12 were multiplied by a constant, so nothing is projected out.
-    back = (along * inverse).masked_fill(inverse >= 1e12, 0)
+    # The shortest rows were multiplied by a constant, so nothing is projected out.
+    back = (along * inverse).masked_fill(inverse >= 1 / SHORTEST, 0)
     return torch.addcmul(gradient, x, back[:, None], value=-1) * (factor * inverse)[:, None], along
 
 
@@ -77,9 +78,7 @@ class _Square:
 
     def end_of_first(self) -> Tensor:
         behind = self.positive * self.job.scale - self.column.offset
-        ended = _finish(
-            self.sum, behind, self.column.offset, self.logit_sum, self.count, self.job
-        )
+        ended = _finish(self.sum, behind, self.column.offset, self.logit_sum, self.count, self.job)
         self.column = ended
         return (self.row.loss + ended.loss) / 2
 
@@ -182,9 +181,7 @@ def _finish(
     positive = behind.exp()
     total = positive + negatives
     # Two forms: the first keeps the digits of a converged loss, the second cannot overflow.
-    loss = torch.where(
-        negatives <= positive, (negatives / positive).log1p(), total.log() - behind
-    )
+    loss = torch.where(negatives <= positive, (negatives / positive).log1p(), total.log() - behind)
     smoothing = torch.zeros_like(loss)
     if job.terms.label_smoothing and logit_sum is not None and count is not None:
         logit = offset + behind

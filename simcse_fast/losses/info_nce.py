@@ -138,15 +138,15 @@ class InfoNCELoss(nn.Module):
         True
     """
 
-    OPTIONS = frozenset(
-        "symmetric false_negative_margin hardness hard_negative_weight label_smoothing normalize "
-        "reduction check_finite process_group backend".split()
+    OPTIONS = (
+        *("symmetric", "false_negative_margin", "hardness", "hard_negative_weight"),
+        *("label_smoothing", "normalize", "reduction", "check_finite", "process_group", "backend"),
     )
 
     def __init__(self, temperature: float = 0.05, learnable: bool = False, **options: Any) -> None:
         super().__init__()
-        if unknown := sorted(set(options) - self.OPTIONS):
-            raise TypeError(f"options: {unknown} unknown; expected some of {sorted(self.OPTIONS)}.")
+        if unknown := sorted(set(options) - set(self.OPTIONS)):
+            raise TypeError(f"options: {unknown} unknown; expected some of {list(self.OPTIONS)}.")
         _check_range("temperature", temperature, 0, math.inf, open_below=True)
         self.learnable = learnable
         self.options = options
@@ -214,9 +214,7 @@ def block_softmax(
     return _evaluate(tensors, None, None, call)
 
 
-def _needs(
-    tensors: list[Tensor], hard: Tensor | None, scale: Tensor | None
-) -> tuple[bool, ...]:
+def _needs(tensors: list[Tensor], hard: Tensor | None, scale: Tensor | None) -> tuple[bool, ...]:
     grad = torch.is_grad_enabled()
     needs = [grad and x.requires_grad for x in (*tensors, *([] if hard is None else [hard]))]
     if grad and scale is not None and scale.requires_grad:
@@ -230,11 +228,14 @@ def _evaluate(
     if call.backend != "reference":
         return autograd.contrast(tensors, hard, scale, call)
     once = autograd.differentiable_once
-    losses = reference.losses(
-        *([once(x) for x in tensors], None if hard is None else once(hard)),
-        call.scale_value if scale is None else once(scale),
-         call.labels, call.query_ids, call.key_ids, call.terms
-    )
+    tensors = [once(x) for x in tensors]
+    hard = None if hard is None else once(hard)
+    multiplier = call.scale_value if scale is None else once(scale)
+    ids, terms = (call.query_ids, call.key_ids), call.terms
+    losses = reference.losses(tensors, hard, multiplier, call.labels, *ids, terms)
+    if terms.symmetric:
+        other = reference.losses(tensors[::-1], None, multiplier, call.labels, *ids[::-1], terms)
+        losses = (losses + other) / 2
     losses = losses * (call.uniform_weight if call.weight is None else call.weight)
     return losses if call.rowwise else losses.sum()
 
@@ -246,9 +247,7 @@ def _check_pair(query: Tensor, key: Tensor) -> None:
         if x.dtype not in FLOATS:
             raise TypeError(f"{name}: expected fp64, fp32, bf16 or fp16, got {x.dtype}.")
         if x.ndim != 2 or 0 in x.shape:  # noqa: PLR2004
-            raise ValueError(
-                f"{name}: expected shape (rows >= 1, D >= 1), got {tuple(x.shape)}."
-            )
+            raise ValueError(f"{name}: expected shape (rows >= 1, D >= 1), got {tuple(x.shape)}.")
     _check_like("key", key, query)
 
 
