@@ -10,6 +10,7 @@ SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 # Only their loss files are read, by path, as originals to compare with; their own requirements
 # (torchvision, timm, ...) are not wanted.
 PEERS := open_clip_torch lightly
+GPU_PEERS := memeff siglip-kernel inf-cl cut-cross-entropy liger-kernel
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 
 .DEFAULT_GOAL := help
@@ -52,8 +53,10 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(BIN)/pytest benchmarks/bench_information.py --benchmark-json=build/information.json
 	$(BIN)/python -m benchmarks.bench_import
 
-bench-gpu: $(VENV)/.test ## GPU benchmarks
-	$(BIN)/python -m benchmarks.bench_gpu
+# A peer that cannot be installed gets a row that says so.
+bench-gpu: $(VENV)/.test ## GPU benchmarks; ARGS=--rehearse runs them on the CPU
+	for peer in $(GPU_PEERS); do $(INSTALL) --no-deps $$peer || true; done
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 test-gpu: $(VENV)/.test ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "sentence-transformers", "cut-cross-entropy", "triton", "numba", "scipy")
+PACKAGES = (
+    *("torch", "sentence-transformers", "cut-cross-entropy", "triton", "numba", "scipy"),
+    *("memeff", "siglip-kernel", "inf-cl", "liger-kernel"),
+)
 
 
 def interleaved(
@@ -59,6 +64,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@cache
 def provenance() -> dict[str, Any]:
     """Versions, processor, threads and commit of a result."""
     versions = {}
@@ -67,27 +73,26 @@ def provenance() -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    git = shutil.which("git") and subprocess.run(  # noqa: S603
+        command, capture_output=True, text=True, check=False
+    )
     return {
         "processor": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": commit,
+        "commit": git.stdout.strip() if git else "",
         "command": " ".join(["python", "-m", Path(sys.argv[0]).stem, *sys.argv[1:]]),
     }
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> Path:
+def save(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
     """Write a result under benchmarks/results, whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
     temporary.replace(path)

@@ -78,9 +78,14 @@ MAKERS: dict[str, Callable[[], Step]] = {
 }
 
 
-def pair(rows: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def pair(
+    rows: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> tuple[Tensor, Tensor]:
     """Keys are noisy copies of the queries."""
-    g = torch.Generator().manual_seed(0)
-    query = torch.randn(rows, width, generator=g)
-    key = query + torch.randn(rows, width, generator=g)
+    g = torch.Generator(device).manual_seed(0)
+    query = torch.randn(rows, width, generator=g, device=device)
+    key = query + torch.randn(rows, width, generator=g, device=device)
     return query.to(dtype).requires_grad_(), key.to(dtype).requires_grad_()

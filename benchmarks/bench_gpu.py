@@ -1,0 +1,297 @@
+"""The loss on a GPU beside its floor and its peers: python -m benchmarks.bench_gpu.
+
+Unattended and without a network, in nine minutes: the most important problem first, then those that
+differ from it in one thing, in two, ... Every row is written as soon as it is measured. A method
+that is absent, fails, takes too long or has wrong gradients gets a row that says so.
+--rehearse runs all of it on the CPU at toy sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import re
+import sys
+import threading
+import time
+from dataclasses import asdict, astuple, dataclass, replace
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks import gpu_peers, harness, peers
+from benchmarks.bench_info_nce import gradients
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+GATE_ROWS = 2048  # the textbook loss in fp64 at this size takes milliseconds
+GATE = 0.1  # relative error of the gradients, above which a method computes something else
+
+
+@dataclass(frozen=True)
+class Problem:
+    """N pairs of width D."""
+
+    rows: int
+    width: int
+    dtype: str
+    symmetric: bool
+    backward: bool
+
+    @property
+    def products(self) -> int:
+        """Similarity products that the plan needs: the count behind every TFLOP/s."""
+        return (4 if self.symmetric else 3) if self.backward else 1
+
+    def __str__(self) -> str:
+        """For a line of output."""
+        direction = "symmetric" if self.symmetric else "row-only"
+        return f"{self.rows:7} x {self.width:4} {self.dtype} {direction:9} " + (
+            "full   " if self.backward else "forward"
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured; the first of each is the most important problem."""
+
+    rows: tuple[int, ...]
+    widths: tuple[int, ...]
+    panels: tuple[int, ...]
+    square: int
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+
+
+GPU = Sizes(
+    rows=(65536, 64, 128, 256, 512, 1024, 2048, 131072, 4096, 8192, 16384, 32768),
+    widths=(768, 128, 256, 384, 1024),
+    panels=(5632, 4096, 8192),
+    square=8192,
+)
+TOY = Sizes(rows=(100, 24), widths=(16,), panels=(48, 32), square=32)
+
+
+def plan(sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
+    """Problems and the names of their methods, the most important first."""
+    for dtype in sizes.dtypes:
+        yield Problem(sizes.square, sizes.square, dtype, False, False), ["square product"]
+    kinds = product(sizes.rows, sizes.dtypes, (True, False), sizes.widths, (False, True))
+    problems = [Problem(n, d, dtype, both, full) for n, dtype, full, d, both in kinds]
+    first = astuple(problems[0])
+    problems.sort(key=lambda p: sum(a != b for a, b in zip(astuple(p), first, strict=True)))
+    for problem in problems:
+        panels = [n for n in sizes.panels if n < problem.rows] or [problem.rows]
+        names = [f"products in panels of {n}" for n in panels]
+        if problem.products == 3:
+            names.append(f"products and a pass in panels of {panels[0]}")
+        yield problem, [*names, *gpu_peers.LOSSES]
+
+
+def step_of(name: str, problem: Problem, query: Tensor, key: Tensor) -> Callable[[], Any]:
+    """One evaluation of a method."""
+    if name not in gpu_peers.LOSSES:
+        panel = re.search(r"panels of (\d+)", name)
+        return gpu_peers.products(
+            query,
+            key,
+            rows=int(panel[1]) if panel else problem.rows,
+            count=problem.products,
+            **({"between": gpu_peers.exponentials} if "a pass" in name else {}),
+        )
+    loss = gpu_peers.LOSSES[name](problem.symmetric)
+    backward = peers.backward_of(loss)
+
+    def full() -> None:
+        query.grad = key.grad = None
+        backward(query, key)
+
+    return full if problem.backward else torch.no_grad()(lambda: loss(query, key))
+
+
+@cache
+def gradient_error(name: str, problem: Problem, device: torch.device) -> float:
+    """Relative error of both gradients against fp64."""
+    query, key = peers.pair(problem.rows, problem.width, getattr(torch, problem.dtype), device)
+    wide = [x.detach().double().requires_grad_() for x in (query, key)]
+    exact = gradients(peers.backward_of(gpu_peers.exact(name, problem.symmetric)), *wide)
+    loss = gpu_peers.LOSSES[name](problem.symmetric)
+    found = gradients(peers.backward_of(loss), query, key)
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(found, exact, strict=True))
+
+
+def seconds_of(step: Callable[[], Any], device: torch.device) -> float:
+    """Time of one call, by the device's own clock."""
+    if device.type == "cpu":
+        begin = time.perf_counter()
+        step()
+        return time.perf_counter() - begin
+    event = partial(torch.cuda.Event, enable_timing=True)
+    before, after = event(), event()
+    before.record()
+    step()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1e3
+
+
+def timed(step: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, Any]:
+    """Median and quartiles of warm calls, and the memory that one adds to its inputs."""
+    found: dict[str, Any] = {}
+    held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    step()  # compiles
+    end = time.perf_counter() + seconds / 5
+    while time.perf_counter() < end:
+        seconds_of(step, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    once = seconds_of(step, device)
+    if device.type == "cuda":
+        found["peak_mib"] = round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
+    rounds = min(200, max(5, int(seconds / once)))
+    return found | {"ms": harness.summary([seconds_of(step, device) for _ in range(rounds)])}
+
+
+def outcome(name: str, problem: Problem, device: torch.device, seconds: float) -> dict[str, Any]:
+    """What is known of a method on a problem: its figures, or the reason why there are none."""
+    found: dict[str, Any] = {}
+    try:
+        if name in gpu_peers.LOSSES:
+            small = replace(problem, rows=min(problem.rows, GATE_ROWS), backward=True)
+            error = gradient_error(name, small, device)
+            found["gradient_error"] = float(f"{error:.3g}")
+            if not error < GATE:
+                return found | {"reason": f"gradient error {error:.2g} against fp64: not timed"}
+        dtype = getattr(torch, problem.dtype)
+        query, key = peers.pair(problem.rows, problem.width, dtype, device)
+        found |= timed(step_of(name, problem, query, key), device, seconds)
+    except Exception as error:  # whatever a peer raises becomes its row
+        text = " ".join(str(error).split())
+        last = {"last": True} if isinstance(error, ImportError) else {}
+        return found | {"reason": f"{type(error).__name__}: {text[:300]}"} | last
+    operations = problem.products * 2 * problem.rows**2 * problem.width
+    return found | {"tflops": operations / found["ms"]["median"] * 1e-9}
+
+
+def usable(device: torch.device) -> bool:
+    """Give memory back; False when a kernel's fault took the CUDA context with it."""
+    if device.type == "cpu":
+        return True
+    gc.collect()
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
+
+
+FIELDS = tuple(Problem.__dataclass_fields__)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for the screen."""
+    problem = Problem(*(row[field] for field in FIELDS))
+    if "reason" in row:
+        return f"{problem} {row['method']:34} {row['reason'][:80]}"
+    memory = f"{row['peak_mib'] / 1024:7.2f} GiB" if "peak_mib" in row else ""
+    figures = f"{row['ms']['median']:10.3f} ms {row['tflops']:7.1f} TFLOP/s {memory}"
+    return f"{problem} {row['method']:34} {figures}"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_gpu", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timing for a row")
+    parser.add_argument(
+        "--longest", type=float, default=60.0, help="seconds until a row is given up"
+    )
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
+    parser.add_argument("--resume", action="store_true", help="go on with the rows in DIR")
+    found = parser.parse_args()
+    if not found.rehearse and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
+    return found
+
+
+def restart(end: float) -> None:
+    """Go on in a new process: a fault or a hanging kernel leaves no other way."""
+    left = f"{(end - time.monotonic()) / 60:.2f}"
+    command = [sys.executable, "-m", "benchmarks.bench_gpu", *sys.argv[1:]]
+    os.execv(sys.executable, [*command, "--resume", "--minutes", left])  # noqa: S606
+
+
+def measure_all(
+    options: argparse.Namespace,
+    device: torch.device,
+    rows: list[dict[str, Any]],
+    write: Callable[[list[dict[str, Any]]], Path],
+) -> None:
+    """Measure, print and write row after row until the time is up."""
+    end = time.monotonic() + 60 * options.minutes
+    done = {(*(row[field] for field in FIELDS), row["method"]) for row in rows}
+    over = {row["method"] for row in rows if row.get("last")}  # not tried on further problems
+
+    def record(problem: Problem, name: str, found: dict[str, Any]) -> None:
+        rows.append(asdict(problem) | {"method": name} | found)
+        write(rows)
+        print(line(rows[-1]), flush=True)
+
+    def give_up(problem: Problem, name: str, limit: float) -> None:
+        record(problem, name, {"reason": f"took more than {limit:.0f} s", "last": True})
+        restart(end)
+
+    for problem, names in plan(TOY if options.rehearse else GPU):
+        for name in names:
+            if name in over or (*astuple(problem), name) in done:
+                continue
+            left = end - time.monotonic()
+            if left <= 0:
+                print(f"time is up at {problem}")
+                return
+            limit = min(options.longest, max(left, 5.0))
+            watch = threading.Timer(limit, give_up, (problem, name, limit))
+            watch.start()
+            found = outcome(name, problem, device, options.seconds)
+            watch.cancel()
+            alive = usable(device)
+            if "last" in found or not alive:
+                over.add(name)
+                found["last"] = True
+            record(problem, name, found)
+            if not alive:
+                restart(end)
+
+
+def main() -> None:
+    """Measure, then show the most important problems once more."""
+    options = arguments()
+    device = torch.device("cpu" if options.rehearse else "cuda")
+    if options.rehearse:
+        torch.compiler.set_stance("force_eager")
+        torch.set_num_threads(1)
+        name = "rehearsal"
+    else:
+        name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
+    torch._dynamo.config.cache_size_limit = 64  # noqa: SLF001  # one entry a shape
+    write = partial(harness.save, f"info_nce-{name}", folder=options.output)
+    path = options.output / f"info_nce-{name}.json"
+    rows = json.loads(path.read_text())["rows"] if options.resume and path.exists() else []
+    measure_all(options, device, rows, write)
+    sizes = TOY if options.rehearse else GPU
+    best = (sizes.rows[0], sizes.widths[0], sizes.dtypes[0])
+    shown = [row for row in rows if (row["rows"], row["width"], row["dtype"]) == best]
+    print("", *(line(row) for row in shown if row["backward"]), path, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The GPU benchmark, rehearsed on the CPU beside peers that work, that fail and that are wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRODUCTS = {(False, False): 1, (True, False): 1, (False, True): 3, (True, True): 4}  # by (symmetric, backward)
+PEERS = {
+    "memeff.py": """
+def MemoryEfficientCLIPLoss(**options):
+    return refuse
+def MemoryEfficientQwen3Loss(**options):
+    return refuse
+def refuse(query, key):
+    raise RuntimeError(f"no tile for a width of {query.shape[1]}")
+""",
+    "inf_cl.py": """
+import torch
+def cal_flash_loss(query, key, scale):
+    labels = torch.arange(len(query))
+    return torch.nn.functional.cross_entropy(scale * query @ key.T, labels, reduction="none")
+""",
+    "cut_cross_entropy.py": """
+import time
+def linear_cross_entropy(*rows, **options):
+    time.sleep(600)
+""",
+    "siglip_kernel.py": "raise ImportError('built for another torch')",
+    "liger_kernel/transformers/fused_linear_cross_entropy.py": """
+from torch.nn import functional as F
+def LigerFusedLinearCrossEntropyLoss(**options):
+    return lambda weight, rows, labels: 2 * F.cross_entropy(rows @ weight.T, labels)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """All rows of one rehearsal."""
+    root, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("bench")
+    for name, text in PEERS.items():
+        path = folder / "peers" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    options = ["--rehearse", "--seconds", "0", "--longest", "10", "--output", str(folder)]
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "benchmarks.bench_gpu", *options],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(folder / "peers"), str(root)))},
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return json.loads((folder / "info_nce-rehearsal.json").read_text())["rows"]
+
+
+def of(rows, method):
+    return [row for row in rows if row["method"] == method]
+
+
+def problem(row):
+    return row["rows"], row["width"], row["dtype"], row["symmetric"], row["backward"]
+
+
+def test_every_problem_has_a_row_of_each_method(rows):
+    problems = {
+        (n, 16, dtype, both, full)
+        for n in (100, 24)
+        for dtype in ("bfloat16", "float32")
+        for both in (False, True)
+        for full in (False, True)
+    }
+    for method in ("simcse_fast torch", "eager", "torch.compile", "memeff", "inf-cl"):
+        assert {problem(row) for row in of(rows, method)} == problems
+        assert len(of(rows, method)) == len(problems)
+    larger = {p for p in problems if p[0] == 100}
+    assert {problem(row) for row in of(rows, "products in panels of 48")} == larger
+    assert {problem(row) for row in of(rows, "products in panels of 24")} == problems - larger
+
+
+def test_the_most_important_come_first(rows):
+    measured = list(dict.fromkeys(problem(row) for row in rows))
+    assert measured[:2] == [(32, 32, dtype, False, False) for dtype in ("bfloat16", "float32")]
+    assert measured[2:4] == [(100, 16, "bfloat16", both, True) for both in (False, True)]
+    assert measured[-1] == (24, 16, "float32", True, False)  # differs in everything
+
+
+def test_operations_are_those_the_plan_needs(rows):
+    timed = [row for row in rows if "reason" not in row]
+    assert len(timed) > len(rows) / 2
+    for row in timed:
+        count = PRODUCTS[row["symmetric"], row["backward"]]
+        operations = count * 2 * row["rows"] ** 2 * row["width"]
+        assert row["tflops"] == pytest.approx(operations / (row["ms"]["median"] / 1e3) / 1e12)
+        assert row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
+
+
+def test_gradients_are_checked_before_timing(rows):
+    for ours, eager in zip(of(rows, "simcse_fast torch"), of(rows, "eager"), strict=True):
+        assert problem(ours) == problem(eager)
+        assert ours["gradient_error"] <= eager["gradient_error"] + 1e-6
+    for row in of(rows, "liger-kernel"):
+        assert 0.9 < row["gradient_error"] < 1.1  # twice the gradient
+        assert "ms" not in row
+        assert row["reason"].startswith("gradient error 1")
+
+
+def test_a_failing_peer_leaves_its_reason(rows):
+    reasons = {row["reason"] for row in of(rows, "memeff")}
+    assert reasons == {"RuntimeError: no tile for a width of 16"}
+    (only,) = of(rows, "siglip-kernel")  # what cannot be imported is not tried again
+    assert only["reason"] == "ImportError: built for another torch"
+
+
+def test_a_hanging_peer_is_given_up_and_the_run_goes_on(rows):
+    (only,) = of(rows, "cut-cross-entropy")
+    assert only["reason"] == "took more than 10 s"
+    assert rows.index(only) < len(rows) / 2
+    keys = [(*problem(row), row["method"]) for row in rows]
+    assert len(keys) == len(set(keys))  # what was measured before is kept, not measured again
