@@ -10,6 +10,7 @@ import torch
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.kernels import native
 from simcse_fast.kernels.infonce import cpu, torch_ops
+from simcse_fast.kernels.infonce.panels import release_workspace
 
 if TYPE_CHECKING:
     from simcse_fast.kernels.infonce.panels import Part
@@ -64,7 +65,9 @@ def backends() -> dict[str, BackendStatus]:
 
 
 def set_workspace_limit(limit: int | None) -> None:
-    """Bound the panel of similarities that a loss keeps beside its inputs and gradients.
+    """Bound the panel of similarities that a loss holds beside its inputs and gradients.
+
+    On a CPU the last panel is kept for the next call; setting a limit releases it.
 
     Args:
         limit: bytes, >= 1; a panel has at least one row. None restores the default, 96 MiB on a
@@ -84,6 +87,7 @@ def set_workspace_limit(limit: int | None) -> None:
     if limit is not None and limit <= 0:
         raise ValueError(f"limit: expected at least 1 byte, got {limit}.")
     _limit = limit
+    release_workspace()
 
 
 def workspace_limit(device: torch.device) -> int:

@@ -186,7 +186,7 @@ def test_nothing_is_read_before_it_is_written(options, backend, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
-    set_workspace_limit(9 * 40 * 4)
+    set_workspace_limit(9 * 40 * 4)  # also releases the kept workspace
     found = evaluate(info_nce, case, backend=backend)
     set_workspace_limit(None)
     for x, y in zip(found, expected, strict=True):
@@ -216,6 +216,16 @@ def test_without_grad_nothing_is_kept():
         loss = info_nce(query, case.key)
     assert not loss.requires_grad
     assert torch.equal(loss, info_nce(query, case.key).detach())
+
+
+def test_inference_mode_leaves_nothing_that_training_cannot_use():
+    case = random_case(10, width=4)
+    set_workspace_limit(None)  # releases what earlier calls kept
+    with torch.inference_mode():
+        first = info_nce(case.query, case.key)
+    second = info_nce(case.query.requires_grad_(), case.key)
+    second.backward()
+    assert torch.equal(first, second.detach())
 
 
 def test_learnable_temperature_stays_positive_and_learns():

@@ -81,7 +81,27 @@ def run(
     if hard is not None:
         own = _Hard(units[job.terms.blocks[0].anchor], units[-1].view(hard.shape), products)
     losses = (_square if job.terms.symmetric else _rows)(part, products, own, job)
+    _give_back(products.memory)
     return Result(losses, products.sums, [inverse for _, inverse in pairs])
+
+
+_kept: dict[torch.dtype, Tensor] = {}
+
+
+def _take(like: Tensor, size: int) -> Tensor:
+    """Memory for `size` numbers; on a CPU that of the last call, whose pages are mapped already."""
+    kept = _kept.pop(like.dtype, None) if like.device.type == "cpu" else None
+    return like.new_empty(size) if kept is None or kept.numel() < size else kept
+
+
+def _give_back(memory: Tensor) -> None:
+    if memory.device.type == "cpu" and not memory.is_inference():  # no other mode may write those
+        _kept[memory.dtype] = memory
+
+
+def release_workspace() -> None:
+    """Return the workspace that is kept between calls to the system."""
+    _kept.clear()
 
 
 class _Products:
@@ -93,7 +113,8 @@ class _Products:
         self.rows = job.labels.shape[0]
         columns = job.segments[-1].begin + job.segments[-1].width
         self.step = panel_rows(self.rows, columns, units[0].element_size(), limit)
-        self.workspace = units[0].new_empty(self.step, columns)
+        self.memory = _take(units[0], self.step * columns)
+        self.workspace = self.memory[: self.step * columns].view(self.step, columns)
         self.whole = self.step == self.rows
         self.wanted = any(needs)
 
