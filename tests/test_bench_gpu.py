@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-PRODUCTS = {(False, False): 1, (True, False): 1, (False, True): 3, (True, True): 4}  # by (symmetric, backward)
+PRODUCTS = {
+    (False, False): 1,
+    (True, False): 1,
+    (False, True): 3,
+    (True, True): 4,
+}  # by (symmetric, backward)
 PEERS = {
     "memeff.py": """
 def MemoryEfficientCLIPLoss(**options):
