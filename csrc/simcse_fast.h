@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 2
+#define SF_ABI_VERSION 3
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -100,14 +100,14 @@ typedef struct {
   const float *weight; /* (columns) or NULL */
   float uniform_weight;
   sf_softmax row, column; /* (columns) each */
-  double *column_sum;     /* (columns) running sums of the negatives, 0 at first */
-  double *logit_sum;      /* (columns) running sums of the negatives' logits, 0 at first */
-  int64_t *column_count;  /* (columns) running numbers of remaining negatives, 0 at first */
+  double *column_sum;     /* (columns) running sums of the negatives */
+  double *logit_sum;      /* (columns) running sums of the negatives' logits */
+  int64_t *column_count;  /* (columns) running numbers of remaining negatives */
   int32_t threads;
 } sf_square;
 
-/* Symmetric loss, first pass: update column_sum, logit_sum, column_count and column.offset (at
- * first the positive's logit) with this panel's rows. */
+/* Symmetric loss, first pass: update column_sum, logit_sum, column_count and column.offset with
+ * this panel's rows; the panel with first_row 0 comes first and initialises them. */
 SF_API int32_t sf_infonce_columns(const sf_square *panel);
 /* Between the passes: column_sum, logit_sum and column_count -> column.{loss, inverse_sum, ...}. */
 SF_API int32_t sf_infonce_columns_end(const sf_square *panel);

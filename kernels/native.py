@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 

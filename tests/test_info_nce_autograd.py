@@ -174,6 +174,26 @@ def test_memory_layout_does_not_matter(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8], ids=str)
+def test_integers_of_any_type_and_stride(dtype, backend):
+    case = random_case(12, width=8)
+    ids, labels = torch.arange(12) % 4, torch.arange(12).flip(0)
+
+    def spread(x):
+        wide = torch.full((12, 3), 9, dtype=dtype)
+        wide[:, 1] = x
+        return wide[:, 1]
+
+    pair = (case.query, case.key)
+    expected = info_nce(*pair, labels=labels, query_ids=ids, key_ids=ids, backend="reference")
+    found = info_nce(
+        *pair, labels=spread(labels), query_ids=spread(ids), key_ids=spread(ids), backend=backend
+    )
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, info_nce(*pair, labels=labels))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", MODES)
 def test_nothing_is_read_before_it_is_written(options, backend, monkeypatch):
     """With NaN in every fresh buffer the results stay the same."""

@@ -140,13 +140,6 @@ SF_INLINE End finish(const Sums &negatives, float behind, float offset, float ep
   return end;
 }
 
-// Calls piece(begin, length) for the columns of a segment on both sides of the row's own.
-template <typename Piece>
-SF_INLINE void around_own(const sf_segment &segment, int64_t own, const Piece &piece) {
-  piece(segment.begin, own);
-  piece(segment.begin + own + 1, segment.width - own - 1);
-}
-
 template <Filter F, bool Smooth>
 SF_INLINE void row(const sf_rows &p, int64_t i) {
   float *s = p.similarity + i * p.stride;
@@ -161,13 +154,16 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
 
   float offset = positive_slope.high * positive;
   const auto raise = [&](float logit) { offset = logit > offset ? logit : offset; };
+  // The row's own columns have logits of their own. They are marked as left out while a vector loop
+  // runs over the segment, which is quicker than a loop on each side of them.
   for (int64_t k = 0; k < p.segment_count; ++k) {
     const sf_segment &segment = p.segments[k];
-    around_own(segment, own, [&](int64_t begin, int64_t n) {
-      raise(static_cast<float>(segment.slope) * largest<F>(s + begin, n, leave_at(begin)));
-    });
-    if (segment.own == SF_OWN_KEPT)
-      raise(static_cast<float>(segment.own_slope) * s[segment.begin + own]);
+    float *columns = s + segment.begin, own_similarity = columns[own];
+    columns[own] = kOut;
+    raise(static_cast<float>(segment.slope) *
+          largest<F>(columns, segment.width, leave_at(segment.begin)));
+    columns[own] = own_similarity;
+    if (segment.own == SF_OWN_KEPT) raise(static_cast<float>(segment.own_slope) * own_similarity);
   }
   const auto hard_logit = [&](float similarity) {
     return static_cast<float>(p.hard_slope * similarity + p.hard_shift);
@@ -185,17 +181,19 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
   for (int64_t k = 0; k < p.segment_count; ++k) {
     const sf_segment &segment = p.segments[k];
     const Slope slope(segment.slope);
-    around_own(segment, own, [&](int64_t begin, int64_t n) {
-      if (p.write_gradient) {
-        accumulate<F, Smooth, true>(s + begin, n, slope, offset, leave_at(begin), sums);
-      } else {
-        accumulate<F, Smooth, false>(s + begin, n, slope, offset, leave_at(begin), sums);
-      }
-    });
-    if (segment.own == SF_OWN_KEPT) {
-      const float e = add_one(segment.own_slope * s[segment.begin + own]);
-      if (p.write_gradient) s[segment.begin + own] = e;
+    const Leave leave = leave_at(segment.begin);
+    float *columns = s + segment.begin, own_value = columns[own];
+    columns[own] = kOut;
+    if (p.write_gradient) {
+      accumulate<F, Smooth, true>(columns, segment.width, slope, offset, leave, sums);
+    } else {
+      accumulate<F, Smooth, false>(columns, segment.width, slope, offset, leave, sums);
     }
+    if (segment.own == SF_OWN_KEPT) {
+      const float e = add_one(segment.own_slope * own_value);
+      if (p.write_gradient) own_value = e;
+    }
+    columns[own] = own_value;
   }
   for (int64_t k = 0; k < p.hard_count; ++k) {
     const float e = add_one(p.hard_slope * hard[k] + p.hard_shift);
@@ -217,13 +215,13 @@ SF_INLINE void row(const sf_rows &p, int64_t i) {
   if (!p.write_gradient) return;
   for (int64_t k = 0; k < p.segment_count; ++k) {
     const sf_segment &segment = p.segments[k];
-    around_own(segment, own,
-               [&](int64_t begin, int64_t n) { weigh<Smooth>(s + begin, n, factor, shift); });
     float *at = s + segment.begin + own;
+    const float own_value = *at;
+    weigh<Smooth>(s + segment.begin, segment.width, factor, shift);
     if (segment.own == SF_OWN_POSITIVE) {
       *at = weight * (p.label_smoothing - end.smoothing - end.miss);
     } else if (segment.own == SF_OWN_KEPT) {
-      *at = factor * *at - shift;
+      *at = factor * own_value - shift;
     } else {
       *at = 0.0f;
     }
@@ -234,7 +232,7 @@ template <Filter F, bool Smooth>
 void rows_of(const sf_rows &p) {
   const int64_t columns =
       p.segments[p.segment_count - 1].begin + p.segments[p.segment_count - 1].width;
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * columns > 16384)
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * columns > kParallel)
   for (int64_t i = 0; i < p.rows; ++i) row<F, Smooth>(p, i);
 }
 
@@ -253,6 +251,13 @@ SF_INLINE void strip_of_columns(const sf_square &p, int64_t first, int64_t n) {
     if (F == kIdsAndMargin) out = out | (key_ids[j] == p.query_ids[p.first_row + i]);
     return out ? kOut : s[j];
   };
+  if (p.first_row == 0) {
+    for (int64_t j = first; j < first + n; ++j) {
+      p.column.offset[j] = static_cast<float>(p.positive_slope) * p.positive[j];
+      p.column_sum[j] = p.logit_sum[j] = 0.0;
+      p.column_count[j] = 0;
+    }
+  }
   for (int64_t j = 0; j < n; ++j) offset[j] = p.column.offset[first + j];
   for (int64_t begin = 0; begin < p.rows; begin += kBlock) {
     const int64_t end = begin + kBlock < p.rows ? begin + kBlock : p.rows;
@@ -304,7 +309,7 @@ SF_INLINE void strip_of_columns(const sf_square &p, int64_t first, int64_t n) {
 
 template <Filter F, bool Smooth>
 void columns_of(const sf_square &p) {
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * p.columns > 16384)
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * p.columns > kParallel)
   for (int64_t first = 0; first < p.columns; first += kStrip) {
     const int64_t n = first + kStrip < p.columns ? kStrip : p.columns - first;
     strip_of_columns<F, Smooth>(p, first, n);
@@ -362,7 +367,7 @@ SF_INLINE void square_row(const sf_square &p, int64_t i) {
 
 template <Filter F, bool Smooth>
 void square_of(const sf_square &p) {
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * p.columns > 16384)
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * p.columns > kParallel)
   for (int64_t i = 0; i < p.rows; ++i) {
     if (p.weight) {
       square_row<F, Smooth, true>(p, i);

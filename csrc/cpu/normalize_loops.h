@@ -1,5 +1,7 @@
 // Unit rows and the gradient through them. Included once per instruction set (see infonce.cpp).
 
+constexpr int64_t kParallel = 65536;  // elements below which waking a thread costs more
+
 // Lengths and projections are summed in double: a row's error in length moves all its logits alike,
 // and what is left of a gradient after the projection may be small.
 SF_INLINE double dot(const float *a, const float *b, int64_t n) {
@@ -11,7 +13,7 @@ SF_INLINE double dot(const float *a, const float *b, int64_t n) {
 
 void normalize(const float *x, int64_t rows, int64_t width, float *unit, float *inverse_norm,
                int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > 16384)
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kParallel)
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x + i * width;
     float *to = unit + i * width;
@@ -27,7 +29,7 @@ void normalize(const float *x, int64_t rows, int64_t width, float *unit, float *
 void normalize_backward(const float *x, const float *inverse_norm, const float *g, int64_t rows,
                         int64_t width, float factor, float *out, float *projection,
                         int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > 16384)
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kParallel)
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x + i * width, *in = g + i * width;
     const float inverse = inverse_norm ? inverse_norm[i] : 1.0f;

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from simcse_fast.kernels import native
-from simcse_fast.kernels.infonce.panels import SquarePart, softmax_buffers
-from simcse_fast.kernels.infonce.terms import Job, Softmax
+from simcse_fast.kernels.infonce.panels import SquarePart
+from simcse_fast.kernels.infonce.terms import Job
 
 LOG2E = math.log2(math.e)
 
@@ -51,48 +51,39 @@ class _Square:
     def __init__(self, job: Job, positive: Tensor) -> None:
         n = positive.shape[0]
         self.job, self.positive = job, positive
-        self.row, self.column = softmax_buffers(positive, n), softmax_buffers(positive, n)
-        torch.mul(positive, float(job.scale) * LOG2E, out=self.column.offset)
-        self.sums = positive.new_zeros(2, n, dtype=torch.float64)
-        self.count = positive.new_zeros(n, dtype=torch.int64)
+        # Of each row and each column: loss, offset, inverse sum, miss, smoothing.
+        self.softmax = positive.new_empty(10, n)
+        self.sums = positive.new_empty(3, n, dtype=torch.float64)  # the last row holds integers
+        scale, terms = float(job.scale), job.terms
+        hardness, sums = job.segments[0].hardness, self.sums.data_ptr()
+        self.panel = native.Square(  # by position, in the order of sf_square
+            *(None, 0, 0, 0, n, (scale + hardness) * LOG2E, scale * LOG2E, positive.data_ptr()),
+            *(_pointer(job.query_ids), _pointer(job.key_ids), terms.margin, terms.label_smoothing),
+            *(_pointer(job.weight), job.uniform_weight, self._softmax(0), self._softmax(5)),
+            *(sums, sums + 8 * n, sums + 16 * n, torch.get_num_threads()),
+        )
 
     def first(self, panel: Tensor, hard: Tensor | None, begin: int, gradient: bool) -> None:
-        softmax = _softmax(self.row, begin)
-        _rows(panel, hard, self.job, begin, softmax, (False, gradient and hard is not None))
-        native.load().sf_infonce_columns(ctypes.byref(self._square(panel, begin)))
+        write = (False, gradient and hard is not None)
+        _rows(panel, hard, self.job, begin, self._softmax(0, begin), write)
+        native.load().sf_infonce_columns(self._at(panel, begin))
 
     def end_of_first(self) -> Tensor:
-        whole = self.positive.new_empty(1, self.positive.shape[0])
-        native.load().sf_infonce_columns_end(ctypes.byref(self._square(whole, 0)))
-        return (self.row.loss + self.column.loss) / 2
+        native.load().sf_infonce_columns_end(ctypes.byref(self.panel))
+        return (self.softmax[0] + self.softmax[5]) / 2
 
     def second(self, panel: Tensor, begin: int) -> None:
-        native.load().sf_infonce_square(ctypes.byref(self._square(panel, begin)))
+        native.load().sf_infonce_square(self._at(panel, begin))
 
-    def _square(self, panel: Tensor, begin: int) -> native.Square:
-        job, slope = self.job, float(self.job.scale)
-        return native.Square(
-            similarity=panel.data_ptr(),
-            rows=panel.shape[0],
-            stride=panel.stride(0),
-            first_row=begin,
-            columns=panel.shape[1],
-            slope=(slope + job.segments[0].hardness) * LOG2E,
-            positive_slope=slope * LOG2E,
-            positive=self.positive.data_ptr(),
-            query_ids=_pointer(job.query_ids),
-            key_ids=_pointer(job.key_ids),
-            margin=job.terms.margin,
-            label_smoothing=job.terms.label_smoothing,
-            weight=_pointer(job.weight),
-            uniform_weight=job.uniform_weight,
-            row=_softmax(self.row, 0),
-            column=_softmax(self.column, 0),
-            column_sum=self.sums[0].data_ptr(),
-            logit_sum=self.sums[1].data_ptr(),
-            column_count=self.count.data_ptr(),
-            threads=torch.get_num_threads(),
-        )
+    def _at(self, panel: Tensor, begin: int) -> object:
+        self.panel.similarity, self.panel.rows = panel.data_ptr(), panel.shape[0]
+        self.panel.stride, self.panel.first_row = panel.stride(0), begin
+        return ctypes.byref(self.panel)
+
+    def _softmax(self, first: int, begin: int = 0) -> native.Softmax:
+        n = self.softmax.shape[1]
+        base = self.softmax.data_ptr() + 4 * (first * n + begin)
+        return native.Softmax(*range(base, base + 20 * n, 4 * n))
 
 
 def _rows(
@@ -125,12 +116,3 @@ def _rows(
 
 def _pointer(x: Tensor | None, begin: int = 0) -> int | None:
     return None if x is None else x.data_ptr() + begin * x.element_size()
-
-
-def _softmax(state: Softmax, begin: int) -> native.Softmax:
-    return native.Softmax(
-        *(
-            _pointer(x, begin)
-            for x in (state.loss, state.offset, state.inverse_sum, state.miss, state.smoothing)
-        )
-    )

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from simcse_fast.kernels.infonce.terms import Job, Softmax
+from simcse_fast.kernels.infonce.terms import Job
 
 
 class Part(Protocol):
@@ -203,8 +203,3 @@ def _square(part: Part, products: _Products, own: _Hard | None, job: Job) -> Ten
             state.second(similarities, begin)
             products.backward(similarities, begin)
     return losses
-
-
-def softmax_buffers(like: Tensor, rows: int) -> Softmax:
-    """Uninitialised (rows,) buffers on the device and in the dtype of `like`."""
-    return Softmax(*like.new_empty(5, rows).unbind(0))

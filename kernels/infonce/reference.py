@@ -33,7 +33,7 @@ def losses(tensors, hard, scale, labels, query_ids, key_ids, terms: Terms) -> Te
     if hard is not None:
         cosine = (units[0][:, None] * unit(hard.to(units[0].dtype))).sum(-1)  # (M, K)
         both = scale * cosine + terms.blocks[0].hardness * cosine.detach()
-        logits.append(both + torch.tensor(terms.hard_negative_weight).log())
+        logits.append(both + both.new_tensor(terms.hard_negative_weight).log())
     log_p = torch.cat(logits, 1).log_softmax(1)
     mean = log_p.masked_fill(log_p == -torch.inf, 0).sum(1) / (log_p > -torch.inf).sum(1)
     return -(1 - terms.label_smoothing) * log_p[i, labels] - terms.label_smoothing * mean

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from simcse_fast.kernels.infonce.panels import SquarePart, softmax_buffers
+from simcse_fast.kernels.infonce.panels import SquarePart
 from simcse_fast.kernels.infonce.terms import Job, Own, Softmax
 
 INFINITY = float("inf")
@@ -55,7 +55,8 @@ class _Square:
     def __init__(self, job: Job, positive: Tensor) -> None:
         n = positive.shape[0]
         self.job, self.positive = job, positive
-        self.row, self.column = softmax_buffers(positive, n), softmax_buffers(positive, n)
+        self.row = Softmax(*positive.new_empty(5, n))
+        self.column = Softmax(*positive.new_empty(5, n))
         self.column.offset.copy_(positive * job.scale)
         self.sum, self.logit_sum = positive.new_zeros(2, n)
         self.count = positive.new_zeros(n)

@@ -83,7 +83,7 @@ def info_nce(
     labels = _labels(labels, query, key, symmetric)
     _check_hard_negatives(hard_negatives, query)
     scale, scale_value = _scale(temperature, query)
-    _check_ids(query_ids, key_ids, query, key)
+    query_ids, key_ids = _ids(query_ids, key_ids, query, key)
     _check_range("hardness", hardness, 0, math.inf)
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("hard_negative_weight", hard_negative_weight, 0, math.inf, open_below=True)
@@ -305,16 +305,17 @@ def _check_integers(name: str, x: Tensor, query: Tensor, rows: int, of: str) -> 
         raise ValueError(f"{name}: is on {x.device}, expected query's device, {query.device}.")
 
 
-def _check_ids(
+def _ids(
     query_ids: Tensor | None, key_ids: Tensor | None, query: Tensor, key: Tensor
-) -> None:
+) -> tuple[Tensor | None, Tensor | None]:
     if query_ids is None and key_ids is None:
-        return
+        return None, None
     if query_ids is None or key_ids is None:
         missing = "query_ids" if query_ids is None else "key_ids"
         raise ValueError(f"{missing}: expected beside the other ids, got None.")
     _check_integers("query_ids", query_ids, query, query.shape[0], "query")
     _check_integers("key_ids", key_ids, query, key.shape[0], "key")
+    return query_ids.to(torch.int64).contiguous(), key_ids.to(torch.int64).contiguous()
 
 
 def _check_hard_negatives(hard: Tensor | None, query: Tensor) -> None:
