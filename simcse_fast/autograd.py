@@ -61,14 +61,16 @@ def _forward(
         weight=None if weight is None else weight * each,
         uniform_weight=call.uniform_weight * each,
     )
-    result = panels.run(
-        part_of(call.backend, wide),
-        inputs,
-        None if hard is None else hard.to(wide).contiguous(),
-        job,
-        call.needs,
-        workspace_limit(inputs[0].device),
-    )
+    # Autocast would round the products behind the plan's back.
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        result = panels.run(
+            part_of(call.backend, wide),
+            inputs,
+            None if hard is None else hard.to(wide).contiguous(),
+            job,
+            call.needs,
+            workspace_limit(inputs[0].device),
+        )
     if call.rowwise:
         return result.losses * (call.uniform_weight if weight is None else weight), result
     if weight is None:

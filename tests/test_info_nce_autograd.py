@@ -238,6 +238,16 @@ def test_without_grad_nothing_is_kept():
     assert torch.equal(loss, info_nce(query, case.key).detach())
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", MODES)
+def test_autocast_changes_nothing_for_fp32(options, backend):
+    case = random_case(40, width=24, hard=2, **options)
+    expected = evaluate(info_nce, case, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = evaluate(info_nce, case, backend=backend)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
 def test_inference_mode_leaves_nothing_that_training_cannot_use():
     case = random_case(10, width=4)
     set_workspace_limit(None)  # releases what earlier calls kept
