@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence  # noqa: TC003  # the operators' schemas are read from it
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,8 +62,7 @@ def _forward(
         weight=None if weight is None else weight * each,
         uniform_weight=call.uniform_weight * each,
     )
-    # Autocast would round the products behind the plan's back.
-    with torch.autocast(inputs[0].device.type, enabled=False):
+    with _no_autocast(inputs[0].device.type):
         result = panels.run(
             part_of(call.backend, wide),
             inputs,
@@ -74,8 +74,16 @@ def _forward(
     if call.rowwise:
         return result.losses * (call.uniform_weight if weight is None else weight), result
     if weight is None:
-        return result.losses.sum() * call.uniform_weight, result
+        mean = call.uniform_weight == 1 / len(result.losses)
+        return result.losses.mean() if mean else result.losses.sum() * call.uniform_weight, result
     return (result.losses * weight).sum(), result
+
+
+def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast would round the products behind the plan's back."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _finish(
@@ -90,7 +98,8 @@ def _finish(
     wide = _wide(tensors[0].dtype)
     part = part_of(call.backend, wide)
     upstream = upstream.to(wide)
-    factor = upstream * (call.scale_value if scale is None else scale.to(wide))
+    factor: Tensor | float = float(upstream) if upstream.device.type == "cpu" else upstream
+    factor = factor * (call.scale_value if scale is None else scale.to(wide))
     of_scale = None
     out: list[Tensor | None] = []
     for number, (x, gradient, inverse) in enumerate(zip(tensors, gradients, inverses, strict=True)):

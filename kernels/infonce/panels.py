@@ -114,44 +114,51 @@ class _Products:
         columns = job.segments[-1].begin + job.segments[-1].width
         self.step = panel_rows(self.rows, columns, units[0].element_size(), limit)
         self.memory = _take(units[0], self.step * columns)
-        self.workspace = self.memory[: self.step * columns].view(self.step, columns)
+        self.workspace = self.memory.as_strided((self.step, columns), (columns, 1))
         self.whole = self.step == self.rows
         self.wanted = any(needs)
 
     def panels(self) -> Iterator[tuple[int, Tensor]]:
         """First row and similarities (C, columns) of each panel, in turn in the same memory."""
         for begin in range(0, self.rows, self.step):
-            panel = self.workspace[: self.rows - begin]
-            column = 0
-            for block in self.blocks:
-                key = self.units[block.key]
-                anchor = self.units[block.anchor][begin : begin + panel.shape[0]]
-                torch.mm(anchor, key.T, out=panel[:, column : column + key.shape[0]])
-                column += key.shape[0]
+            panel = self.workspace if self.whole else self.workspace[: self.rows - begin]
+            for anchor, key, part in self._parts(panel):
+                torch.mm(
+                    _rows_of(self.units[anchor], begin, len(panel)), self.units[key].T, out=part
+                )
             yield begin, panel
 
     def backward(self, panel: Tensor, begin: int) -> None:
         """Add a panel's two products per block, G K and G^T Q, to the tensors that want them."""
+        for anchor, key, part in self._parts(panel):
+            self._add(anchor, begin, part, self.units[key])
+            self._add(key, 0, part.T, _rows_of(self.units[anchor], begin, len(panel)))
+
+    def _parts(self, panel: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """Anchor, key and the columns of the panel of each block."""
         column = 0
         for block in self.blocks:
-            anchor, key = self.units[block.anchor], self.units[block.key]
-            end = begin + panel.shape[0]
-            part = panel[:, column : column + key.shape[0]]  # (C, columns of this block)
-            column += key.shape[0]
-            self._add(block.anchor, begin, end, part, key)
-            self._add(block.key, 0, key.shape[0], part.T, anchor[begin:end])
+            width = len(self.units[block.key])
+            whole = width == panel.shape[1]
+            yield block.anchor, block.key, panel if whole else panel[:, column : column + width]
+            column += width
 
-    def _add(self, index: int, begin: int, end: int, left: Tensor, right: Tensor) -> None:
-        if self.sums[index] is None and self.needs[index] and end - begin == len(self.units[index]):
+    def _add(self, index: int, begin: int, left: Tensor, right: Tensor) -> None:
+        if self.sums[index] is None and self.needs[index] and len(left) == len(self.units[index]):
             self.sums[index] = torch.mm(left, right)  # the first to write writes everything
         elif (total := self.sum_of(index)) is not None:
-            total[begin:end].addmm_(left, right)
+            _rows_of(total, begin, len(left)).addmm_(left, right)
 
     def sum_of(self, index: int) -> Tensor | None:
         """The gradient of a tensor's unit rows so far, if it is wanted."""
         if self.sums[index] is None and self.needs[index]:
             self.sums[index] = torch.zeros_like(self.units[index])
         return self.sums[index]
+
+
+def _rows_of(x: Tensor, begin: int, count: int) -> Tensor:
+    """Rows of a matrix; all of them cost no view, which shows in small batches."""
+    return x if count == len(x) else x[begin : begin + count]
 
 
 class _Hard:

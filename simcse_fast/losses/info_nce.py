@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -204,7 +205,7 @@ def block_softmax(
     """
     rows, device = blocks[0].period, tensors[0].device
     call = Call(
-        labels=torch.arange(rows, device=device),
+        labels=_arange(rows, device),
         terms=Terms(blocks=blocks, normalize=normalize),
         backend=choose(backend, device),
         needs=_needs(tensors, None, None),
@@ -277,7 +278,7 @@ def _labels(labels: Tensor | None, query: Tensor, key: Tensor, symmetric: bool) 
             raise ValueError(
                 f"labels: needed when query has more rows than key ({rows} > {columns})."
             )
-        return torch.arange(rows, device=query.device)
+        return _arange(rows, query.device)
     _check_integers("labels", labels, query, rows, "query")
     outside = (labels < 0) | (labels >= columns)
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
@@ -290,6 +291,18 @@ def _labels(labels: Tensor | None, query: Tensor, key: Tensor, symmetric: bool) 
             f"{tuple(key.shape)}."
         )
     return labels.to(torch.int64).contiguous()
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_arange(rows: int, device: torch.device) -> Tensor:
+    return torch.arange(rows, device=device)
+
+
+def _arange(rows: int, device: torch.device) -> Tensor:
+    """0 ... rows - 1; in eager mode on a CPU that of the last call, for small batches."""
+    keep = device.type == "cpu" and not torch.compiler.is_compiling()
+    keep = keep and not torch.is_inference_mode_enabled()
+    return _kept_arange(rows, device) if keep else torch.arange(rows, device=device)
 
 
 def _check_integers(name: str, x: Tensor, query: Tensor, rows: int, of: str) -> None:

@@ -1,0 +1,135 @@
+"""Tables and plots from benchmarks/results: python -m benchmarks.report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+from benchmarks.harness import RESULTS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+PLOT = ROOT / "docs" / "info_nce-cpu.svg"
+OURS, EAGER, BARE = "simcse_fast", "eager", "three bare products"
+COLOURS = dict(
+    zip(
+        (OURS, BARE, EAGER, "torch.compile", "cut-cross-entropy (torch)"),
+        ("#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7"),
+        strict=True,
+    )
+)
+OTHER = "#E69F00"
+
+
+def speed_table(rows: list[dict[str, Any]], width: int) -> list[str]:
+    """Milliseconds of every method at one width, and what they say of ours."""
+    rows = [row for row in rows if row.get("width") == width and "ms" in row]
+    names = [name for name in rows[0]["ms"] if name != OURS]
+    lines = [
+        f"| N | {OURS} | " + " | ".join(names) + " | eager / ours | floor / ours |",
+        "|---:|" + "---:|" * (len(names) + 3),
+    ]
+    for row in rows:
+        ms = {name: value["median"] for name, value in row["ms"].items()}
+        cells = [f"{ms[n]:,.2f}" if n in ms else "not run" for n in (OURS, *names)]
+        ratios = f"{ms[EAGER] / ms[OURS]:.2f} | {ms[BARE] / ms[OURS]:.2f}"
+        lines.append(f"| {row['rows']:,} | {' | '.join(cells)} | {ratios} |")
+    return lines
+
+
+def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+    """MiB that one step adds to a process."""
+    rows = [row for row in rows if "mib" in row]
+    names = list(rows[0]["mib"])
+    lines = ["| N x D | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+    for row in rows:
+        cells = [f"{v:,.0f}" if isinstance(v, int | float) else v for v in row["mib"].values()]
+        lines.append(f"| {row['rows']:,} x {row['width']} | {' | '.join(cells)} |")
+    return lines
+
+
+def error_table(rows: list[dict[str, Any]], width: int) -> list[str]:
+    """Relative error of the gradients against the textbook loss in fp64."""
+    rows = [row for row in rows if row.get("width") == width and "ms" in row]
+    rows = [row for row in rows if "gradient_error" in row["ms"][OURS]]
+    names = [name for name, value in rows[0]["ms"].items() if "gradient_error" in value]
+    lines = ["| N | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+    for row in rows:
+        cells = [f"{row['ms'][name]['gradient_error']:.1e}" for name in names]
+        lines.append(f"| {row['rows']:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def plot(rows: list[dict[str, Any]], widths: list[int]) -> None:
+    """Time over the bare products, by N, one panel a width."""
+    figure, axes = plt.subplots(1, len(widths), figsize=(3.1 * len(widths), 3.4), sharey=True)
+    for axis, width in zip(axes, widths, strict=True):
+        chosen = [row for row in rows if row.get("width") == width and "ms" in row]
+        for name in chosen[0]["ms"]:
+            points = [
+                (row["rows"], row["ms"][name]["median"] / row["ms"][BARE]["median"])
+                for row in chosen
+                if name in row["ms"]
+            ]
+            axis.loglog(
+                *zip(*points, strict=True),
+                color=COLOURS.get(name, OTHER),
+                linewidth=2.5 if name == OURS else 1.3,
+                linestyle="--" if name == BARE else "-",
+                label=name,
+            )
+        axis.set(title=f"D = {width}", xlabel="pairs N")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("time / three bare products")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    figure.savefig(PLOT, metadata={"Date": None})
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/benchmarks.md."""
+    rows, source = result["rows"], result["provenance"]
+    widths = sorted({row["width"] for row in rows if "ms" in row})
+    versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v != "not installed")
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python -m benchmarks.report` from the files in `benchmarks/results`.",
+        "",
+        "## The loss on a CPU",
+        "",
+        (
+            f"`{source['command']}` at commit {source['commit']}: {source['processor']}, "
+            f"{source['threads']} threads, {source['capability']}; {versions}. Forward and "
+            "backward of N pairs in fp32, milliseconds, medians of interleaved rounds in one "
+            "process. The floor is the three matrix products that the loss cannot avoid, in its "
+            "own panels, timed in the same rounds."
+        ),
+        "",
+        "![time over the floor](info_nce-cpu.svg)",
+        "",
+    ]
+    for width in widths:
+        lines += [f"### D = {width}", "", *speed_table(rows, width), ""]
+    lines += ["### Peak memory", "", "MiB that one step adds to a fresh process.", ""]
+    lines += [*memory_table(rows), ""]
+    lines += [f"### Error of the gradients, D = {widths[0]}", ""]
+    lines += ["Relative, against the textbook loss in fp64.", "", *error_table(rows, widths[0]), ""]
+    absent = next((row["absent"] for row in rows if "absent" in row), {})
+    lines += [f"{name}: {reason}." for name, reason in absent.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Write the page and its plot."""
+    result = json.loads((RESULTS / "info_nce-cpu.json").read_text())
+    plot(result["rows"], sorted({row["width"] for row in result["rows"] if "ms" in row}))
+    PAGE.write_text(page(result))
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
