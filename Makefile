@@ -42,7 +42,7 @@ types: $(VENV)/.test ## mypy --strict
 # Leaks are not looked for: the OpenMP runtime keeps its thread pool until the process ends.
 sanitize: ## the native library's tests under AddressSanitizer and UBSan
 	mkdir -p build/sanitize
-	$(CXX) -std=c++17 $(SANITIZERS) -fopenmp -Wall -Wextra -Icsrc csrc/cpu/*.cpp \
+	$(CXX) -std=c++17 $(SANITIZERS) -fopenmp -Wall -Wextra -Wno-psabi -Icsrc csrc/cpu/*.cpp \
 		tests/native/*.cpp -o build/sanitize/test_native
 	ASAN_OPTIONS=detect_leaks=0 build/sanitize/test_native
 

@@ -43,6 +43,7 @@ setup(
                 "-fvisibility=hidden",
                 "-fno-math-errno",
                 "-fno-trapping-math",
+                "-Wno-psabi",  # vectors wider than the baseline stay inside inlined functions
             ],
             extra_link_args=["-fopenmp"],
             optional=not REQUIRED,  # without it the package works on torch operations

@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 3
+#define SF_ABI_VERSION 4
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -86,6 +86,19 @@ typedef struct {
 
 /* One direction: similarities of a panel of rows -> losses, and weight * dloss/dlogit in place. */
 SF_API int32_t sf_infonce_rows(const sf_rows *panel);
+
+typedef struct {
+  sf_rows panel;            /* one segment, as wide as the stride; similarity is scratch */
+  const float *query, *key; /* (rows, width), (columns, width) */
+  int64_t width;
+  float *unit;                        /* (rows + columns, width): unit rows */
+  float *query_inverse, *key_inverse; /* (rows), (columns): inverse lengths */
+  float *query_gradient;              /* (rows, width) of the unit rows, or NULL */
+  float *key_gradient;                /* (columns, width) of the unit rows, or NULL */
+} sf_small;
+
+/* A small batch in one call, products included: normalisation, losses, gradients of unit rows. */
+SF_API int32_t sf_infonce_small(const sf_small *batch);
 
 typedef struct {
   float *similarity;    /* (rows, stride): rows [first_row, first_row + rows) of a square */

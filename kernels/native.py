@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 
@@ -62,6 +62,22 @@ class Rows(Structure):
     )
 
 
+class Small(Structure):
+    """sf_small."""
+
+    _fields_ = (
+        ("panel", Rows),
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("width", c_int64),
+        ("unit", c_void_p),
+        ("query_inverse", c_void_p),
+        ("key_inverse", c_void_p),
+        ("query_gradient", c_void_p),
+        ("key_gradient", c_void_p),
+    )
+
+
 class Square(Structure):
     """sf_square."""
 
@@ -97,6 +113,7 @@ _SIGNATURES = {
         *(c_float, c_void_p, c_void_p, c_int32),
     ),
     "sf_infonce_rows": (POINTER(Rows),),
+    "sf_infonce_small": (POINTER(Small),),
     "sf_infonce_columns": (POINTER(Square),),
     "sf_infonce_columns_end": (POINTER(Square),),
     "sf_infonce_square": (POINTER(Square),),

@@ -214,7 +214,7 @@ def test_nothing_is_read_before_it_is_written(options, backend, monkeypatch):
 
 
 def test_the_workspace_limit_is_kept(monkeypatch):
-    case, sizes = random_case(200, width=8), []
+    case, sizes = random_case(600, width=8), []
     build = panels._Products.__init__
 
     def watch(self, *arguments):
@@ -222,11 +222,11 @@ def test_the_workspace_limit_is_kept(monkeypatch):
         sizes.append(self.workspace.nbytes)
 
     monkeypatch.setattr(panels._Products, "__init__", watch)
-    for limit in (200 * 4, 10_000, 10**9):
+    for limit in (600 * 4, 10_000, 10**9):
         set_workspace_limit(limit)
         info_nce(case.query, case.key)
     set_workspace_limit(None)
-    assert sizes == [200 * 4, 12 * 200 * 4, 200 * 200 * 4]  # 17 panels of 12 rows, of equal size
+    assert sizes == [600 * 4, 4 * 600 * 4, 600 * 600 * 4]  # one row; 150 panels of 4; one panel
 
 
 def test_without_grad_nothing_is_kept():

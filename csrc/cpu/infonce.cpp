@@ -17,6 +17,7 @@ struct Loops {
   void (*normalize_backward)(const float *, const float *, const float *, int64_t, int64_t, float,
                              float *, float *, int32_t);
   void (*rows)(const sf_rows &);
+  void (*small)(const sf_small &);
   void (*columns)(const sf_square &);
   void (*columns_end)(const sf_square &);
   void (*square)(const sf_square &);
@@ -80,6 +81,12 @@ const InstructionSet *&current() {
   return set;
 }
 
+bool valid(const sf_rows *p) {
+  return p && p->similarity && p->labels && p->segments && p->segment_count >= 1 && p->rows >= 0 &&
+         p->softmax.loss && p->threads >= 1 && p->segments[0].own == SF_OWN_POSITIVE &&
+         (p->hard_count == 0 || p->hard);
+}
+
 bool valid(const sf_square *p) {
   return p && p->similarity && p->rows > 0 && p->columns > 0 && p->stride >= p->columns &&
          p->first_row >= 0 && p->first_row + p->rows <= p->columns && p->positive && p->slope > 0 &&
@@ -119,11 +126,17 @@ int32_t sf_normalize_backward(const float *x, const float *inverse_norm, const f
 }
 
 int32_t sf_infonce_rows(const sf_rows *p) {
-  if (!p || !p->similarity || !p->labels || !p->segments || p->segment_count < 1 || p->rows < 0 ||
-      !p->softmax.loss || p->threads < 1 || p->segments[0].own != SF_OWN_POSITIVE ||
-      (p->hard_count > 0 && !p->hard))
-    return SF_BAD_ARGUMENT;
+  if (!valid(p)) return SF_BAD_ARGUMENT;
   current()->loops->rows(*p);
+  return SF_OK;
+}
+
+int32_t sf_infonce_small(const sf_small *p) {
+  if (!p || !valid(&p->panel) || p->panel.segment_count != 1 || p->panel.segments[0].begin != 0 ||
+      p->panel.segments[0].width != p->panel.stride || !p->query || !p->key || !p->unit ||
+      !p->query_inverse || !p->key_inverse || p->width < 1)
+    return SF_BAD_ARGUMENT;
+  current()->loops->small(*p);
   return SF_OK;
 }
 

@@ -1,6 +1,7 @@
 // The loops of the CPU loss. Included once per instruction set (see infonce.cpp), each time inside
 // another namespace and under another target, so there is no include guard and nothing global here.
 #include "normalize_loops.h"
+#include "small_products.h"
 
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = __builtin_inff();
@@ -406,10 +407,23 @@ struct Square {
 };
 
 void rows(const sf_rows &p) { choose<Rows>(p); }
+void small(const sf_small &p) {
+  const int64_t rows_of_query = p.panel.rows, columns = p.panel.stride, width = p.width;
+  float *query = p.unit, *key = p.unit + rows_of_query * width;
+  normalize(p.query, rows_of_query, width, query, p.query_inverse, 1);
+  normalize(p.key, columns, width, key, p.key_inverse, 1);
+  similarities(query, key, rows_of_query, columns, width, p.panel.similarity);
+  rows(p.panel);
+  const float *gradient = p.panel.similarity;
+  if (p.query_gradient)
+    weighted_sums(gradient, columns, 1, key, rows_of_query, columns, width, p.query_gradient);
+  if (p.key_gradient)
+    weighted_sums(gradient, 1, columns, query, columns, rows_of_query, width, p.key_gradient);
+}
 void columns(const sf_square &p) { choose<Columns>(p); }
 void columns_end(const sf_square &p) {
   for (int64_t j = 0; j < p.columns; ++j) end_of_column(p, j);
 }
 void square(const sf_square &p) { choose<Square>(p); }
 
-const Loops kLoops = {normalize, normalize_backward, rows, columns, columns_end, square};
+const Loops kLoops = {normalize, normalize_backward, rows, small, columns, columns_end, square};

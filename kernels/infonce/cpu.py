@@ -2,15 +2,17 @@
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from simcse_fast.kernels import native
-from simcse_fast.kernels.infonce.panels import SquarePart
+from simcse_fast.kernels.infonce.panels import Result, SquarePart
 from simcse_fast.kernels.infonce.terms import Job
 
 LOG2E = math.log2(math.e)
+SMALL = 1 << 21  # multiplications of a product, up to which one thread and one call are quickest
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,6 +88,28 @@ class _Square:
         return native.Softmax(*range(base, base + 20 * n, 4 * n))
 
 
+def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result | None:
+    """A batch of normalized pairs, whole in one native call; None for what is not small."""
+    terms, (rows, width), columns = job.terms, query.shape, len(key)
+    plain = terms.normalize and not terms.symmetric and len(job.segments) == 1
+    if not plain or rows * columns * max(width, 32) > SMALL:
+        return None
+    scratch = query.new_empty(rows * columns + (rows + columns) * width)
+    losses, *inverses = (query.new_empty(n) for n in (rows, rows, columns))
+    wanted = zip((query, key), needs, strict=True)
+    sums = [torch.empty_like(x) if need else None for x, need in wanted]
+    softmax = native.Softmax(losses.data_ptr())
+    write = (any(needs), False)
+    panel = _panel(scratch.data_ptr(), rows, columns, None, job, 0, softmax, write)
+    batch = native.Small(
+        *(panel, query.data_ptr(), key.data_ptr(), width, scratch.data_ptr() + 4 * rows * columns),
+        *(inverses[0].data_ptr(), inverses[1].data_ptr()),
+        *(_pointer(sums[0]), _pointer(sums[1])),
+    )
+    native.load().sf_infonce_small(ctypes.byref(batch))
+    return Result(losses, sums, list(inverses))
+
+
 def _rows(
     panel: Tensor,
     hard: Tensor | None,
@@ -94,24 +118,35 @@ def _rows(
     softmax: native.Softmax,
     write: tuple[bool, bool],
 ) -> None:
-    scale = float(job.scale)
-    hard_slope = (scale + job.segments[0].hardness) * LOG2E
+    pointer, (rows, _), stride = panel.data_ptr(), panel.shape, panel.stride(0)
+    problem = _panel(pointer, rows, stride, hard, job, begin, softmax, write)
+    native.load().sf_infonce_rows(ctypes.byref(problem))
+
+
+def _panel(
+    similarity: int,
+    rows: int,
+    stride: int,
+    hard: Tensor | None,
+    job: Job,
+    begin: int,
+    softmax: native.Softmax,
+    write: tuple[bool, bool],
+) -> native.Rows:
+    scale, terms = float(job.scale), job.terms
     segments = (native.Segment * len(job.segments))()
     for number, s in enumerate(job.segments):
         slopes = (scale + s.hardness) * LOG2E, (scale + s.own_hardness) * LOG2E
         segments[number] = native.Segment(s.begin, s.width, *slopes, int(s.own))
-    terms = job.terms
-    problem = native.Rows(  # by position, in the order of sf_rows: names cost as much as the call
-        *(panel.data_ptr(), panel.shape[0], panel.stride(0), _pointer(job.labels, begin)),
-        *(segments, len(segments)),
+    return native.Rows(  # by position, in the order of sf_rows: names cost as much as the call
+        *(similarity, rows, stride, _pointer(job.labels, begin), segments, len(segments)),
         *(_pointer(hard), 0 if hard is None else hard.shape[1]),
-        *(hard_slope, math.log2(terms.hard_negative_weight)),
+        *((scale + job.segments[0].hardness) * LOG2E, math.log2(terms.hard_negative_weight)),
         *(_pointer(job.query_ids, begin), _pointer(job.key_ids)),
         *(terms.margin, terms.label_smoothing),
         *(_pointer(job.weight, begin), job.uniform_weight, *write),
         *(softmax, torch.get_num_threads()),
     )
-    native.load().sf_infonce_rows(ctypes.byref(problem))
 
 
 def _pointer(x: Tensor | None, begin: int = 0) -> int | None:

@@ -31,6 +31,9 @@ class Part(Protocol):
     ) -> Tensor:
         """One direction: similarities -> weighted gradient of the logits in place; losses."""
 
+    def small(self, query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> "Result | None":
+        """A small batch without own hard negatives in one go, or None."""
+
     def square(self, job: Job, positive: Tensor) -> "SquarePart":
         """The state of a symmetric loss, given each pair's similarity."""
 
@@ -73,6 +76,9 @@ def run(
     limit: int,  # bytes of the workspace
 ) -> Result:
     """Losses of all rows and the gradients of the unit rows."""
+    fits = job.labels.numel() * tensors[-1].nbytes <= limit * tensors[-1].shape[1]
+    if hard is None and fits and (result := part.small(tensors[0], tensors[-1], job, needs)):
+        return result
     everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
     pairs = [part.normalize(x) if job.terms.normalize else (x, None) for x in everything]
     units = [unit for unit, _ in pairs]

@@ -1,6 +1,7 @@
 """The plain part of the plan: torch operations, for every device and floating-point type."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +45,10 @@ def rows(panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: boo
         if hard is not None:
             _weigh(hard, weight, softmax, job)
     return softmax.loss
+
+
+def small(_query: Tensor, _key: Tensor, _job: Job, _needs: Sequence[bool]) -> None:
+    """No quicker way for small batches."""
 
 
 def square(job: Job, positive: Tensor) -> SquarePart:
