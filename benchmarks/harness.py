@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import re
 import shutil
 import statistics
@@ -30,15 +31,20 @@ PACKAGES = (
 def interleaved(
     steps: dict[str, Callable[[], Any]], *, seconds: float, least: int = 5
 ) -> dict[str, list[float]]:
-    """Seconds of each step in rounds of one call each, so that noise meets all alike."""
+    """Seconds of each step in rounds of one call each, so that noise meets all alike.
+
+    The order is drawn anew each round: whoever runs second finds warm caches.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
+    order, shuffle = list(steps), random.Random(0).shuffle  # noqa: S311  # not for secrets
     end = time.perf_counter() + seconds
-    while len(next(iter(times.values()))) < least or time.perf_counter() < end:
-        for name, step in steps.items():
+    while len(times[order[0]]) < least or time.perf_counter() < end:
+        shuffle(order)
+        for name in order:
             begin = time.perf_counter()
-            step()
+            steps[name]()
             times[name].append(time.perf_counter() - begin)
     return times
 

@@ -82,12 +82,18 @@ def info_nce(
     """
     _check_pair(query, key)
     labels = _labels(labels, query, key, symmetric)
-    _check_hard_negatives(hard_negatives, query)
     scale, scale_value = _scale(temperature, query)
-    query_ids, key_ids = _ids(query_ids, key_ids, query, key)
-    _check_range("hardness", hardness, 0, math.inf)
-    _check_range("label_smoothing", label_smoothing, 0, 1)
-    _check_range("hard_negative_weight", hard_negative_weight, 0, math.inf, open_below=True)
+    # Defaults are not checked: a small batch is worth a few calls.
+    if hard_negatives is not None:
+        _check_hard_negatives(hard_negatives, query)
+    if query_ids is not None or key_ids is not None:
+        query_ids, key_ids = _ids(query_ids, key_ids, query, key)
+    if hardness != 0:
+        _check_range("hardness", hardness, 0, math.inf)
+    if label_smoothing != 0:
+        _check_range("label_smoothing", label_smoothing, 0, 1)
+    if hard_negative_weight != 1:
+        _check_range("hard_negative_weight", hard_negative_weight, 0, math.inf, open_below=True)
     if false_negative_margin is not None and math.isnan(false_negative_margin):
         raise ValueError("false_negative_margin: expected a number or None, got nan.")
     if reduction not in ("mean", "sum", "none"):
@@ -320,9 +326,7 @@ def _check_integers(name: str, x: Tensor, query: Tensor, rows: int, of: str) -> 
 
 def _ids(
     query_ids: Tensor | None, key_ids: Tensor | None, query: Tensor, key: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    if query_ids is None and key_ids is None:
-        return None, None
+) -> tuple[Tensor, Tensor]:
     if query_ids is None or key_ids is None:
         missing = "query_ids" if query_ids is None else "key_ids"
         raise ValueError(f"{missing}: expected beside the other ids, got None.")
@@ -331,9 +335,7 @@ def _ids(
     return query_ids.to(torch.int64).contiguous(), key_ids.to(torch.int64).contiguous()
 
 
-def _check_hard_negatives(hard: Tensor | None, query: Tensor) -> None:
-    if hard is None:
-        return
+def _check_hard_negatives(hard: Tensor, query: Tensor) -> None:
     if not isinstance(hard, Tensor):
         raise TypeError(f"hard_negatives: expected a tensor, got {type(hard).__name__}.")
     if hard.ndim != 3 or hard.shape[0] != query.shape[0] or hard.shape[1] == 0:  # noqa: PLR2004
