@@ -1,0 +1,94 @@
+// A small batch in one call: products, losses and gradients of unit rows against plain loops.
+
+#include "checks.h"
+
+namespace {
+
+void fill(Guarded<float> &x) {
+  for (int64_t i = 0; i < x.size(); ++i) x[i] = uniform(-1, 1);
+}
+
+// Row i of x divided by its length, in double precision.
+std::vector<double> unit_row(const float *x, int64_t width) {
+  double square = 0;
+  for (int64_t d = 0; d < width; ++d) square += static_cast<double>(x[d]) * x[d];
+  std::vector<double> unit(width);
+  for (int64_t d = 0; d < width; ++d) unit[d] = square > 0 ? x[d] / std::sqrt(square) : 0;
+  return unit;
+}
+
+void check_small(int64_t rows, int64_t columns, int64_t width, bool gradients) {
+  Guarded<float> query(rows * width), key(columns * width);
+  fill(query);
+  fill(key);
+  if (rows > 2) std::fill_n(query.data() + 2 * width, width, 0.0f);
+  Guarded<float> unit((rows + columns) * width, kNaN), similarity(rows * columns, kNaN);
+  Guarded<float> query_inverse(rows, kNaN), key_inverse(columns, kNaN), loss(rows, kNaN);
+  Guarded<float> query_gradient(rows * width, kNaN), key_gradient(columns * width, kNaN);
+  Guarded<int64_t> labels(rows);
+  for (int64_t i = 0; i < rows; ++i) labels[i] = (3 * i) % columns;
+  const sf_segment segment{0, columns, kSlope, kSlope, SF_OWN_POSITIVE};
+
+  sf_small batch{};
+  batch.panel.similarity = similarity.data();
+  batch.panel.rows = rows;
+  batch.panel.stride = columns;
+  batch.panel.labels = labels.data();
+  batch.panel.segments = &segment;
+  batch.panel.segment_count = 1;
+  batch.panel.margin = kInfinity;
+  batch.panel.uniform_weight = 0.5f;
+  batch.panel.write_gradient = gradients;
+  batch.panel.softmax.loss = loss.data();
+  batch.panel.threads = 1;
+  batch.query = query.data();
+  batch.key = key.data();
+  batch.width = width;
+  batch.unit = unit.data();
+  batch.query_inverse = query_inverse.data();
+  batch.key_inverse = key_inverse.data();
+  batch.query_gradient = gradients ? query_gradient.data() : nullptr;
+  batch.key_gradient = gradients ? key_gradient.data() : nullptr;
+  expect(sf_infonce_small(&batch) == SF_OK, "sf_infonce_small succeeds");
+
+  std::vector<std::vector<double>> q, k;
+  for (int64_t i = 0; i < rows; ++i) q.push_back(unit_row(query.data() + i * width, width));
+  for (int64_t j = 0; j < columns; ++j) k.push_back(unit_row(key.data() + j * width, width));
+  std::vector<double> of_query(rows * width), of_key(columns * width);
+  for (int64_t i = 0; i < rows; ++i) {
+    std::vector<Entry> row;
+    for (int64_t j = 0; j < columns; ++j) {
+      double cosine = 0;
+      for (int64_t d = 0; d < width; ++d) cosine += q[i][d] * k[j][d];
+      row.push_back({kSlope * cosine, true});
+    }
+    const Softmax wanted = softmax(row, labels[i], 0);
+    expect_near(loss[i], wanted.loss, 1e-5, 2e-5, "loss");
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t d = 0; d < width; ++d) {
+        of_query[i * width + d] += 0.5 * wanted.gradient[j] * k[j][d];
+        of_key[j * width + d] += 0.5 * wanted.gradient[j] * q[i][d];
+      }
+    }
+  }
+  for (int64_t i = 0; gradients && i < rows * width; ++i)
+    expect_near(query_gradient[i], of_query[i], 1e-4, 1e-5, "query gradient");
+  for (int64_t j = 0; gradients && j < columns * width; ++j)
+    expect_near(key_gradient[j], of_key[j], 1e-4, 1e-5, "key gradient");
+}
+
+}  // namespace
+
+void check_all_small() {
+  // Around the blocks of 4 rows and of 16 and 64 numbers.
+  for (const int64_t rows : {1, 3, 4, 9}) {
+    for (const int64_t columns : {1, 4, 7, 17}) {
+      for (const int64_t width : {1, 15, 16, 33, 64, 95}) {
+        check_small(rows, columns, width, true);
+        check_small(rows, columns, width, false);
+      }
+    }
+  }
+  sf_small empty{};
+  expect(sf_infonce_small(&empty) == SF_BAD_ARGUMENT, "an empty batch is refused");
+}
