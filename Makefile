@@ -48,7 +48,7 @@ sanitize: ## the native library's tests under AddressSanitizer and UBSan
 
 bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	mkdir -p build
-	$(INSTALL) --no-deps cut-cross-entropy
+	$(INSTALL) --no-deps cut-cross-entropy triton
 	$(BIN)/python -m benchmarks.bench_info_nce
 	$(BIN)/pytest benchmarks/bench_information.py --benchmark-json=build/information.json
 	$(BIN)/python -m benchmarks.bench_import

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import random
 import re
@@ -56,11 +57,12 @@ def summary(times: list[float]) -> dict[str, float]:
     return {k: round(1e3 * v, 4) for k, v in milliseconds.items()} | {"rounds": len(times)}
 
 
-def peak_memory(method: str, rows: int, width: int) -> float:
-    """MiB that one step of a method adds to a fresh process that holds its inputs."""
+def peak_memory(method: str, rows: int, width: int) -> float | None:
+    """MiB that one step of a method adds to a fresh process with its inputs; None: not run."""
     command = [sys.executable, "-m", "benchmarks.peak_memory", method, str(rows), str(width)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    return float(run.stdout.split()[-1])
+    found = float(run.stdout.split()[-1])
+    return None if math.isnan(found) else round(found, 1)
 
 
 def processor() -> str:
@@ -91,7 +93,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": git.stdout.strip() if git else "",
-        "command": " ".join(["python", "-m", Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": " ".join(["python -m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]),
     }
 
 

@@ -22,6 +22,10 @@ COLOURS = dict(
     )
 )
 OTHER = "#E69F00"
+MEMORY = (
+    "MiB that one step adds to a fresh process. Not run: methods whose N x N matrices exceed the "
+    "free memory, and the cached loss where a step takes minutes."
+)
 
 
 def speed_table(rows: list[dict[str, Any]], width: int) -> list[str]:
@@ -46,7 +50,7 @@ def memory_table(rows: list[dict[str, Any]]) -> list[str]:
     names = list(rows[0]["mib"])
     lines = ["| N x D | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
     for row in rows:
-        cells = [f"{v:,.0f}" if isinstance(v, int | float) else v for v in row["mib"].values()]
+        cells = ["not run" if v is None else f"{v:,.0f}" for v in row["mib"].values()]
         lines.append(f"| {row['rows']:,} x {row['width']} | {' | '.join(cells)} |")
     return lines
 
@@ -114,7 +118,7 @@ def page(result: dict[str, Any]) -> str:
     ]
     for width in widths:
         lines += [f"### D = {width}", "", *speed_table(rows, width), ""]
-    lines += ["### Peak memory", "", "MiB that one step adds to a fresh process.", ""]
+    lines += ["### Peak memory", "", MEMORY, ""]
     lines += [*memory_table(rows), ""]
     lines += [f"### Error of the gradients, D = {widths[0]}", ""]
     lines += ["Relative, against the textbook loss in fp64.", "", *error_table(rows, widths[0]), ""]

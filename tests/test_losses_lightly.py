@@ -176,15 +176,21 @@ def train(loss_class, dtype, steps=50, **options):
     return torch.tensor(history, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("size", [0, (100, 8)], ids=str)
 @pytest.mark.parametrize("temperature", [0.5, 0.1])
-def test_training_follows_the_original(original, temperature, size, dtype):
+def test_training_follows_the_original(original, temperature, size):
     options = {"temperature": temperature, "memory_bank_size": size}
-    ours, expected = train(NTXentLoss, dtype, **options), train(original, dtype, **options)
+    expected = train(original, torch.float64, **options)
+    ours = train(NTXentLoss, torch.float64, **options)
     # The bank starts as noise, which is easy to tell apart; then it holds past views.
     assert size or expected[-5:].mean() < expected[:5].mean()
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    # In fp32 rounding decides the fifth digit after fifty steps, so both are held against fp64.
+    theirs_in_float, ours_in_float = (
+        (train(loss, torch.float32, **options) - expected).abs().max()
+        for loss in (original, NTXentLoss)
+    )
+    assert ours_in_float <= theirs_in_float + 1e-5
 
 
 @pytest.mark.parametrize(
