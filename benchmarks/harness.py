@@ -85,6 +85,7 @@ def provenance() -> dict[str, Any]:
     git = shutil.which("git") and subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=False
     )
+    main = sys.modules["__main__"]
     return {
         "processor": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -93,7 +94,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": git.stdout.strip() if git else "",
-        "command": " ".join(["python -m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]),
+        "command": " ".join(["python -m", getattr(main.__spec__, "name", ""), *sys.argv[1:]]),
     }
 
 

@@ -157,8 +157,9 @@ def test_buffers_and_state_are_the_originals(original):
 
 def train(loss_class, dtype, steps=50, **options):
     torch.manual_seed(0)
+    # Smooth: at the kink of a ReLU one rounding more or less would part the two for good.
     model = torch.nn.Sequential(
-        torch.nn.Linear(12, 24), torch.nn.ReLU(), torch.nn.Linear(24, 8)
+        torch.nn.Linear(12, 24), torch.nn.Tanh(), torch.nn.Linear(24, 8)
     ).to(dtype)
     loss = loss_class(**options).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -176,21 +177,15 @@ def train(loss_class, dtype, steps=50, **options):
     return torch.tensor(history, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("size", [0, (100, 8)], ids=str)
 @pytest.mark.parametrize("temperature", [0.5, 0.1])
-def test_training_follows_the_original(original, temperature, size):
+def test_training_follows_the_original(original, temperature, size, dtype):
     options = {"temperature": temperature, "memory_bank_size": size}
-    expected = train(original, torch.float64, **options)
-    ours = train(NTXentLoss, torch.float64, **options)
+    ours, expected = train(NTXentLoss, dtype, **options), train(original, dtype, **options)
     # The bank starts as noise, which is easy to tell apart; then it holds past views.
     assert size or expected[-5:].mean() < expected[:5].mean()
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-    # In fp32 rounding decides the fifth digit after fifty steps, so both are held against fp64.
-    theirs_in_float, ours_in_float = (
-        (train(loss, torch.float32, **options) - expected).abs().max()
-        for loss in (original, NTXentLoss)
-    )
-    assert ours_in_float <= theirs_in_float + 1e-5
 
 
 @pytest.mark.parametrize(
