@@ -74,9 +74,10 @@ def _forward(
     if call.rowwise:
         return result.losses * (call.uniform_weight if weight is None else weight), result
     if weight is None:
-        mean = call.uniform_weight == 1 / len(result.losses)
-        return result.losses.mean() if mean else result.losses.sum() * call.uniform_weight, result
-    return (result.losses * weight).sum(), result
+        total = result.losses.sum(dtype=torch.float64) * call.uniform_weight
+    else:
+        total = (result.losses * weight).sum(dtype=torch.float64)
+    return total.to(wide), result
 
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:

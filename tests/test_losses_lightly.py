@@ -115,10 +115,8 @@ def test_no_worse_than_the_original_in_float32(original, size):
             error = torch.stack(gradients) - torch.stack(truth)
             squares[name].append([(found - value).square(), error.square().mean()])
     ours, theirs = (torch.tensor(errors).mean(0).sqrt() for errors in squares.values())
-    # Both sum 2 n terms in fp32, in different orders: a few per cent either way, and for the loss
-    # one rounding.
-    rounding = torch.tensor([torch.finfo(torch.float32).eps * value, 0])
-    assert (ours <= 1.05 * theirs + rounding).all(), (ours, theirs)
+    # Both sum 2 n terms in fp32, in different orders: a few per cent either way.
+    assert (ours <= 1.05 * theirs).all(), (ours, theirs)
 
 
 @pytest.mark.parametrize("rows", [5, 10, 13, 40], ids=lambda rows: f"batches-of-{rows}")
