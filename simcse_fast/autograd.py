@@ -73,7 +73,10 @@ def _forward(
         )
     if call.rowwise:
         return result.losses * (call.uniform_weight if weight is None else weight), result
-    if weight is None:
+    # In double: the sum of many fp32 losses would otherwise be the largest error of the result.
+    if weight is None and call.uniform_weight == 1 / len(result.losses):
+        total = result.losses.mean(dtype=torch.float64)
+    elif weight is None:
         total = result.losses.sum(dtype=torch.float64) * call.uniform_weight
     else:
         total = (result.losses * weight).sum(dtype=torch.float64)
