@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 4
+#define SF_ABI_VERSION 5
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -88,16 +88,19 @@ typedef struct {
 SF_API int32_t sf_infonce_rows(const sf_rows *panel);
 
 typedef struct {
-  sf_rows panel;            /* one segment, as wide as the stride; similarity is scratch */
+  sf_rows
+      panel; /* one segment, at 0; similarity is scratch; a stride of whole vectors is quickest */
   const float *query, *key; /* (rows, width), (columns, width) */
   int64_t width;
-  float *unit;                        /* (rows + columns, width): unit rows */
-  float *query_inverse, *key_inverse; /* (rows), (columns): inverse lengths */
-  float *query_gradient;              /* (rows, width) of the unit rows, or NULL */
-  float *key_gradient;                /* (columns, width) of the unit rows, or NULL */
+  float factor;          /* multiplies the gradients */
+  float *scratch;        /* (rows + columns) (width + 1) + stride * width numbers */
+  float *total;          /* sum of weight * loss */
+  float *query_gradient; /* (rows, width), or NULL */
+  float *key_gradient;   /* (columns, width), or NULL */
+  float *projection;     /* (rows) <unit query, its gradient without factor>, or NULL */
 } sf_small;
 
-/* A small batch in one call, products included: normalisation, losses, gradients of unit rows. */
+/* A small batch in one call, normalisation and products included: losses and gradients. */
 SF_API int32_t sf_infonce_small(const sf_small *batch);
 
 typedef struct {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 
@@ -70,11 +70,12 @@ class Small(Structure):
         ("query", c_void_p),
         ("key", c_void_p),
         ("width", c_int64),
-        ("unit", c_void_p),
-        ("query_inverse", c_void_p),
-        ("key_inverse", c_void_p),
+        ("factor", c_float),
+        ("scratch", c_void_p),
+        ("total", c_void_p),
         ("query_gradient", c_void_p),
         ("key_gradient", c_void_p),
+        ("projection", c_void_p),
     )
 
 

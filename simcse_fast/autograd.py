@@ -47,11 +47,12 @@ def contrast(
 
 def _forward(
     tensors: Sequence[Tensor], hard: Tensor | None, scale: Tensor | None, call: Call
-) -> tuple[Tensor, panels.Result]:
-    wide = _wide(tensors[0].dtype)
-    inputs = [x.to(wide).contiguous() for x in tensors]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss, and the gradients of its sum: of the scale, the hard negatives, the tensors."""
+    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     each = 0.5 if call.terms.symmetric else 1.0  # of the two directions
     weight = None if call.weight is None else call.weight.to(wide)
+    inputs = [x.to(wide).contiguous() for x in tensors]
     job = Job(
         terms=call.terms,
         segments=segments_of(call.terms, inputs),
@@ -68,19 +69,27 @@ def _forward(
             inputs,
             None if hard is None else hard.to(wide).contiguous(),
             job,
-            call.needs,
+            # Row-wise, the upstream gradient weighs the rows, so gradients wait for the backward.
+            [False] * len(call.needs) if call.rowwise else call.needs,
             workspace_limit(inputs[0].device),
         )
+    of_tensors = result.gradients
+    of_hard = None if hard is None else of_tensors.pop()
+    if of_hard is not None and hard is not None:
+        of_hard = of_hard.view(hard.shape)
+    return _reduced(result, weight, call).to(wide), [result.of_scale, of_hard, *of_tensors]
+
+
+def _reduced(result: panels.Result, weight: Tensor | None, call: Call) -> Tensor:
+    losses = result.losses
     if call.rowwise:
-        return result.losses * (call.uniform_weight if weight is None else weight), result
+        return losses * (call.uniform_weight if weight is None else weight)
+    if result.total is not None:
+        return result.total
     # In double: the sum of many fp32 losses would otherwise be the largest error of the result.
-    if weight is None and call.uniform_weight == 1 / len(result.losses):
-        total = result.losses.mean(dtype=torch.float64)
-    elif weight is None:
-        total = result.losses.sum(dtype=torch.float64) * call.uniform_weight
-    else:
-        total = (result.losses * weight).sum(dtype=torch.float64)
-    return total.to(wide), result
+    if weight is None:
+        return losses.sum(dtype=torch.float64) * call.uniform_weight
+    return (losses * weight).sum(dtype=torch.float64)
 
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
@@ -90,50 +99,20 @@ def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def _finish(
-    tensors: Sequence[Tensor],  # (rows, D) each; hard negatives as (M K, D)
-    gradients: Sequence[Tensor | None],  # of the unit rows
-    inverses: Sequence[Tensor | None],
-    upstream: Tensor,  # 0-d
-    scale: Tensor | None,
-    call: Call,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of the scale and of the tensors."""
-    wide = _wide(tensors[0].dtype)
-    part = part_of(call.backend, wide)
-    upstream = upstream.to(wide)
-    factor: Tensor | float = float(upstream) if upstream.device.type == "cpu" else upstream
-    factor = factor * (call.scale_value if scale is None else scale.to(wide))
-    of_scale = None
-    out: list[Tensor | None] = []
-    for number, (x, gradient, inverse) in enumerate(zip(tensors, gradients, inverses, strict=True)):
-        if gradient is None:
-            out.append(None)
-            continue
-        of_x, along = part.normalize_backward(x.to(wide).contiguous(), inverse, gradient, factor)
-        out.append(of_x.to(x.dtype))
-        if number == 0 and scale is not None:
-            of_scale = (along.sum(dtype=torch.float64) * upstream).to(scale.dtype)
-    return of_scale, out
+def _weighed(
+    kept: Sequence[Tensor | None], upstream: Tensor, inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The kept gradients times the upstream one, in the inputs' types; never in place."""
+    return [
+        None if g is None or x is None else (g * upstream).to(x.dtype)
+        for g, x in zip(kept, inputs, strict=True)
+    ]
 
 
-def _backward(
-    tensors: Sequence[Tensor],
-    hard: Tensor | None,
-    scale: Tensor | None,
-    call: Call,
-    kept: panels.Result | None,
-    upstream: Tensor,
-) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
-    """Gradients of the scale, the hard negatives and the tensors."""
-    if call.rowwise:  # the rows' upstream gradients are weights of a sum, known only now
-        weight = upstream * (call.uniform_weight if call.weight is None else call.weight)
-        _, kept = _forward(tensors, hard, scale, replace(call, weight=weight, rowwise=False))
-        upstream = upstream.new_ones(())
-    flat = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
-    of_scale, out = _finish(flat, kept.gradients, kept.inverses, upstream, scale, call)  # type: ignore[union-attr]
-    of_hard = None if hard is None else out.pop()
-    return of_scale, of_hard if hard is None or of_hard is None else of_hard.view(hard.shape), out
+def _rows_weighed(upstream: Tensor, call: Call) -> Call:
+    """Row-wise: the sum that the upstream gradient makes of the rows' losses."""
+    weight = upstream * (call.uniform_weight if call.weight is None else call.weight)
+    return replace(call, weight=weight, rowwise=False)
 
 
 class _Loss(torch.autograd.Function):
@@ -141,24 +120,28 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, scale: Tensor | None, hard: Tensor | None, *tensors: Tensor
     ) -> Tensor:
-        # Row-wise gradients need the upstream gradient, so they are formed in the backward.
-        now = replace(call, needs=(False,) * len(call.needs)) if call.rowwise else call
-        loss, ctx.kept = _forward(tensors, hard, scale, now)
+        loss, ctx.kept = _forward(tensors, hard, scale, call)
         ctx.call = call
         ctx.save_for_backward(scale, hard, *tensors)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        scale, hard, *tensors = ctx.saved_tensors
+        inputs = scale, hard, *tensors = ctx.saved_tensors
+        kept = ctx.kept
         with torch.no_grad():
-            of_scale, of_hard, out = _backward(tensors, hard, scale, ctx.call, ctx.kept, upstream)
-        gradients = [of_scale if ctx.needs_input_grad[1] else None, of_hard, *out]
-        if torch.is_grad_enabled():
-            gradients = [
-                None if g is None else _apply(_Once, g, upstream, *tensors) for g in gradients
-            ]
-        return None, *gradients
+            if ctx.call.rowwise:
+                _, kept = _forward(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
+                upstream = upstream.new_ones(())
+            gradients = _weighed(kept, upstream, inputs)
+        return None, *_once(gradients, [upstream, *tensors])
+
+
+def _once(gradients: list[Tensor | None], depends_on: list[Tensor]) -> list[Tensor | None]:
+    """The same gradients, which raise where someone differentiates them."""
+    if not torch.is_grad_enabled():
+        return gradients
+    return [None if g is None else _apply(_Once, g, *depends_on) for g in gradients]
 
 
 class _Once(torch.autograd.Function):
@@ -198,11 +181,6 @@ def differentiable_once(x: Tensor) -> Tensor:
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type that the products and the loss are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # What follows says the same to compilers, whose operators take tensors, numbers and flat lists.
@@ -263,99 +241,60 @@ def info_nce(
     needs: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
-    """[loss, gradients of the unit rows ..., inverse lengths ...], empty where there is none."""
+    """[loss, gradients of scale, hard negatives, tensors ...], empty where there is none."""
     call = _call(labels, query_ids, key_ids, weight, integers, values, needs, backend)
-    loss, result = _forward(tensors, hard, scale, call)
-    return [loss, *_some(result.gradients, loss), *_some(result.inverses, loss)]
+    loss, gradients = _forward(tensors, hard, scale, call)
+    return [loss, *(loss.new_empty(0) if g is None else g for g in gradients)]
 
 
 @info_nce.register_fake
 def _info_nce_fake(
-    tensors: Sequence[Tensor], hard: Tensor | None, _scale: Any, labels: Tensor, *flat: Any
-) -> list[Tensor]:
-    integers, _, needs, _ = flat[-4:]
-    everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
-    like = tensors[0].new_empty(0, dtype=_wide(tensors[0].dtype))
-    return [
-        like.new_empty(labels.shape if integers[2] else ()),
-        *(like.new_empty(x.shape if n else 0) for x, n in zip(everything, needs, strict=True)),
-        *(like.new_empty(x.shape[0] if integers[1] else 0) for x in everything),
-    ]
-
-
-@torch.library.custom_op("simcse_fast::info_nce_backward", mutates_args=())
-def info_nce_backward(
     tensors: Sequence[Tensor],
     hard: Tensor | None,
     scale: Tensor | None,
-    kept: Sequence[Tensor],  # gradients of the unit rows, inverse lengths; [] if row-wise
-    upstream: Tensor,
     labels: Tensor,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    weight: Tensor | None,
-    integers: Sequence[int],
-    values: Sequence[float],
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
-    """[gradient of the scale, of the hard negatives, of the tensors ...]; empty where none."""
-    call = _call(labels, query_ids, key_ids, weight, integers, values, needs, backend)
-    half = len(kept) // 2
-    some = [x if x.numel() else None for x in kept]
-    result = panels.Result(upstream, some[:half], some[half:]) if half else None
-    of_scale, of_hard, out = _backward(tensors, hard, scale, call, result, upstream)
-    return _some([of_scale, of_hard, *out], upstream)
-
-
-@info_nce_backward.register_fake
-def _info_nce_backward_fake(
-    tensors: Sequence[Tensor],
-    hard: Tensor | None,
-    scale: Tensor | None,
-    _kept: Any,
-    upstream: Tensor,
     *flat: Any,
 ) -> list[Tensor]:
-    needs = flat[-2]
-    wanted = [hard if needs[-1] else None, *tensors]  # without hard negatives: the last tensor
-    order = [hard is not None, *needs[: len(tensors)]]
-    return _some(
-        [
-            None if scale is None else torch.empty_like(scale),
-            *(
-                x.new_empty(x.shape) if x is not None and n else None
-                for x, n in zip(wanted, order, strict=True)
-            ),
-        ],
-        upstream,
-    )
+    integers, _, needs, _ = flat[-4:]
+    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    rowwise = bool(integers[2])
+    loss = tensors[0].new_empty(labels.shape if rowwise else (), dtype=wide)
+    wanted = _wanted(scale, hard, needs)
+    of_scale, *others = [
+        loss.new_empty(x.shape if n and x is not None and not rowwise else 0)
+        for x, n in zip([scale, hard, *tensors], wanted, strict=True)
+    ]
+    return [loss, of_scale.double() if wanted[0] and not rowwise else of_scale, *others]
+
+
+def _wanted(scale: Tensor | None, hard: Tensor | None, needs: Sequence[bool]) -> list[bool]:
+    """Which gradients the operator returns: of the scale, the hard negatives, the tensors."""
+    if hard is None:
+        return [scale is not None and needs[0], False, *needs]
+    return [scale is not None and needs[0], needs[-1], *needs[:-1]]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     tensors, hard, scale, *constant = inputs[:7]
     ctx.flat, ctx.count = inputs[7:], len(tensors)
     ctx.mark_non_differentiable(*output[1:])
-    rowwise = bool(ctx.flat[0][2])
-    ctx.save_for_backward(hard, scale, *constant, *tensors, *([] if rowwise else output[1:]))
+    ctx.save_for_backward(hard, scale, *constant, *tensors, *output[1:])
 
 
 def _operator_backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
     hard, scale, *constant = ctx.saved_tensors[:6]
     tensors = list(ctx.saved_tensors[6 : 6 + ctx.count])
-    kept = list(ctx.saved_tensors[6 + ctx.count :])
-    of_scale, of_hard, *out = info_nce_backward(
-        tensors, hard, scale, kept, upstream[0], *constant, *ctx.flat
-    )
-    needs = ctx.flat[2]
-    wanted = [g if n else None for g, n in zip(out, needs[: ctx.count], strict=True)]
-    return (
-        wanted,
-        of_hard if hard is not None and needs[-1] else None,
-        None if scale is None else of_scale,
-        *[None] * 8,
-    )
+    kept, factor = ctx.saved_tensors[6 + ctx.count :], upstream[0]
+    with torch.no_grad():
+        call = _call(*constant, *ctx.flat)
+        if call.rowwise:
+            flat = _flat(_rows_weighed(factor, call))
+            kept, factor = info_nce(tensors, hard, scale, *flat)[1:], factor.new_ones(())
+        wanted = _wanted(scale, hard, call.needs)
+        some = [g if n else None for g, n in zip(kept, wanted, strict=True)]
+        gradients = _weighed(some, factor, [scale, hard, *tensors])
+    of_scale, of_hard, *of_tensors = _once(gradients, [factor, *tensors])
+    return of_tensors, of_hard, of_scale, *[None] * 8
 
 
 info_nce.register_autograd(_operator_backward, setup_context=_save)
-info_nce_backward.register_autograd(_refuse)

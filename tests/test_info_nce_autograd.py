@@ -67,7 +67,7 @@ def test_compiled_without_a_break_it_is_the_same(reduction, backend):
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("rowwise", [False, True], ids=["sum", "row-wise"])
-def test_operators_pass_opcheck(rowwise, backend):
+def test_the_operator_passes_opcheck(rowwise, backend):
     if not backends()[backend].available:
         pytest.skip(backends()[backend].detail)
     case = random_case(9, 12, hard=2)
@@ -81,10 +81,6 @@ def test_operators_pass_opcheck(rowwise, backend):
     flat = autograd._flat(call)
     tensors = [case.query, case.key]
     hard, scale = case.hard_negatives, case.temperature.reciprocal()
-    kept = torch.ops.simcse_fast.info_nce(tensors, hard, scale, *flat)[1:]
-    upstream = torch.ones(9) if rowwise else torch.tensor(1.5)
-    second = (tensors, hard, scale, [] if rowwise else kept, upstream, *flat)
-    torch.library.opcheck(torch.ops.simcse_fast.info_nce_backward.default, second)
     for x in (*tensors, hard, scale):
         x.requires_grad_()
     torch.library.opcheck(torch.ops.simcse_fast.info_nce.default, (tensors, hard, scale, *flat))

@@ -29,7 +29,9 @@ namespace baseline {
 #else
 #define SF_FMA(a, b, c) ((a) * (b) + (c))  // a call into the C library would take its place
 #endif
+#define SF_LANES 4
 #include "infonce_loops.h"
+#undef SF_LANES
 #undef SF_FMA
 }  // namespace baseline
 
@@ -39,12 +41,15 @@ namespace baseline {
 #define SF_FMA(a, b, c) __builtin_fmaf(a, b, c)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#define SF_LANES 8
 namespace avx2 {
 #include "infonce_loops.h"
 }  // namespace avx2
+#undef SF_LANES
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#define SF_LANES 16
 namespace avx512 {
 #include "infonce_loops.h"
 }  // namespace avx512
@@ -133,8 +138,8 @@ int32_t sf_infonce_rows(const sf_rows *p) {
 
 int32_t sf_infonce_small(const sf_small *p) {
   if (!p || !valid(&p->panel) || p->panel.segment_count != 1 || p->panel.segments[0].begin != 0 ||
-      p->panel.segments[0].width != p->panel.stride || !p->query || !p->key || !p->unit ||
-      !p->query_inverse || !p->key_inverse || p->width < 1)
+      p->panel.segments[0].width > p->panel.stride || !p->query || !p->key || !p->scratch ||
+      !p->total || p->width < 1)
     return SF_BAD_ARGUMENT;
   current()->loops->small(*p);
   return SF_OK;

@@ -408,17 +408,30 @@ struct Square {
 
 void rows(const sf_rows &p) { choose<Rows>(p); }
 void small(const sf_small &p) {
-  const int64_t rows_of_query = p.panel.rows, columns = p.panel.stride, width = p.width;
-  float *query = p.unit, *key = p.unit + rows_of_query * width;
-  normalize(p.query, rows_of_query, width, query, p.query_inverse, 1);
-  normalize(p.key, columns, width, key, p.key_inverse, 1);
-  similarities(query, key, rows_of_query, columns, width, p.panel.similarity);
+  const int64_t queries = p.panel.rows, keys = p.panel.segments[0].width;
+  const int64_t stride = p.panel.stride, width = p.width;
+  float *query = p.scratch, *key = query + queries * width, *turned = key + keys * width;
+  float *query_inverse = turned + width * stride, *key_inverse = query_inverse + queries;
+  normalize(p.query, queries, width, query, query_inverse, 1);
+  normalize(p.key, keys, width, key, key_inverse, 1);
+  transpose(key, keys, width, stride, turned);
+  float *panel = p.panel.similarity;
+  weighted_sums(query, width, 1, turned, queries, width, stride, panel);
   rows(p.panel);
-  const float *gradient = p.panel.similarity;
-  if (p.query_gradient)
-    weighted_sums(gradient, columns, 1, key, rows_of_query, columns, width, p.query_gradient);
-  if (p.key_gradient)
-    weighted_sums(gradient, 1, columns, query, columns, rows_of_query, width, p.key_gradient);
+  double total = 0.0;
+  for (int64_t i = 0; i < queries; ++i) {
+    const double weight = p.panel.weight ? p.panel.weight[i] : p.panel.uniform_weight;
+    total += weight * p.panel.softmax.loss[i];
+  }
+  *p.total = static_cast<float>(total);
+  if (float *out = p.query_gradient) {
+    weighted_sums(panel, stride, 1, key, queries, keys, width, out);
+    normalize_backward(p.query, query_inverse, out, queries, width, p.factor, out, p.projection, 1);
+  }
+  if (float *out = p.key_gradient) {
+    weighted_sums(panel, 1, stride, query, keys, queries, width, out);
+    normalize_backward(p.key, key_inverse, out, keys, width, p.factor, out, nullptr, 1);
+  }
 }
 void columns(const sf_square &p) { choose<Columns>(p); }
 void columns_end(const sf_square &p) {

@@ -25,15 +25,18 @@ def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize_backward(
-    x: Tensor, inverse: Tensor | None, gradient: Tensor, factor: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the unit rows -> gradient of x times factor; (rows,) <unit, gradient>."""
-    out, projection = torch.empty_like(x), x.new_empty(x.shape[0])
+    x: Tensor, inverse: Tensor | None, gradient: Tensor, scale: Tensor | float
+) -> Tensor | None:
+    """Gradient of the unit rows -> scale * gradient of x, in place.
+
+    Returns the gradient of a tensor scale: the sum of <unit, gradient>, in double.
+    """
+    projection = x.new_empty(x.shape[0]) if isinstance(scale, Tensor) else None
     native.load().sf_normalize_backward(
-        *(x.data_ptr(), _pointer(inverse), gradient.data_ptr(), *x.shape, float(factor)),
-        *(out.data_ptr(), projection.data_ptr(), torch.get_num_threads()),
+        *(x.data_ptr(), _pointer(inverse), gradient.data_ptr(), *x.shape, float(scale)),
+        *(gradient.data_ptr(), _pointer(projection), torch.get_num_threads()),
     )
-    return out, projection
+    return None if projection is None else projection.sum(dtype=torch.float64)
 
 
 def rows(panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: bool) -> Tensor:
@@ -94,20 +97,24 @@ def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result
     plain = terms.normalize and not terms.symmetric and len(job.segments) == 1
     if not plain or rows * columns * max(width, 32) > SMALL:
         return None
-    scratch = query.new_empty(rows * columns + (rows + columns) * width)
-    losses, *inverses = (query.new_empty(n) for n in (rows, rows, columns))
-    wanted = zip((query, key), needs, strict=True)
-    sums = [torch.empty_like(x) if need else None for x, need in wanted]
+    stride = (columns + 15) & ~15  # whole vectors
+    size = rows * stride
+    scratch = query.new_empty(size + (rows + columns) * (width + 1) + stride * width)
+    losses, total = query.new_empty(rows), query.new_empty(())
+    of_query = torch.empty_like(query) if needs[0] else None
+    of_key = torch.empty_like(key) if needs[1] else None
+    learned = needs[0] and isinstance(job.scale, Tensor)
+    projection = query.new_empty(rows) if learned else None
     softmax = native.Softmax(losses.data_ptr())
-    write = (any(needs), False)
-    panel = _panel(scratch.data_ptr(), rows, columns, None, job, 0, softmax, write)
-    batch = native.Small(
-        *(panel, query.data_ptr(), key.data_ptr(), width, scratch.data_ptr() + 4 * rows * columns),
-        *(inverses[0].data_ptr(), inverses[1].data_ptr()),
-        *(_pointer(sums[0]), _pointer(sums[1])),
+    memory, write = scratch.data_ptr(), (needs[0] or needs[1], False)
+    batch = native.Small(  # by position, in the order of sf_small
+        *(_panel(memory, rows, stride, None, job, 0, softmax, write), query.data_ptr()),
+        *(key.data_ptr(), width, float(job.scale), memory + 4 * size, total.data_ptr()),
+        *(_pointer(of_query), _pointer(of_key), _pointer(projection)),
     )
     native.load().sf_infonce_small(ctypes.byref(batch))
-    return Result(losses, sums, list(inverses))
+    of_scale = None if projection is None else projection.sum(dtype=torch.float64)
+    return Result(losses, [of_query, of_key], of_scale, total)
 
 
 def _rows(

@@ -22,9 +22,12 @@ class Part(Protocol):
         """(rows, D) -> unit rows and (rows,) inverse lengths."""
 
     def normalize_backward(
-        self, x: Tensor, inverse: Tensor | None, gradient: Tensor, factor: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        """Gradient of the unit rows -> gradient of x times factor; (rows,) <unit, gradient>."""
+        self, x: Tensor, inverse: Tensor | None, gradient: Tensor, scale: Tensor | float
+    ) -> Tensor | None:
+        """Gradient of the unit rows -> scale * gradient of x, in place.
+
+        Returns the gradient of a tensor scale: the sum of <unit, gradient>, in double.
+        """
 
     def rows(
         self, panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: bool
@@ -53,11 +56,12 @@ class SquarePart(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """Row losses and, where asked for, gradients of the unit rows (without the scale)."""
+    """Row losses and, where asked for, the gradients of their weighted sum."""
 
-    losses: Tensor  # (M,)
-    gradients: list[Tensor | None]  # like tensors + [hard]
-    inverses: list[Tensor | None]  # (rows,) inverse lengths; None when not normalized
+    losses: Tensor  # (M,), not weighted
+    gradients: list[Tensor | None]  # like tensors + [hard as (M K, D)]
+    of_scale: Tensor | None = None  # 0-d, of a tensor scale whose queries' gradient is wanted
+    total: Tensor | None = None  # 0-d, the weighted sum, where the part has it already
 
 
 def panel_rows(rows: int, columns: int, item: int, limit: int) -> int:
@@ -75,7 +79,7 @@ def run(
     needs: Sequence[bool],  # gradients wanted, like tensors + [hard]
     limit: int,  # bytes of the workspace
 ) -> Result:
-    """Losses of all rows and the gradients of the unit rows."""
+    """Losses of all rows and their gradients."""
     fits = job.labels.numel() * tensors[-1].nbytes <= limit * tensors[-1].shape[1]
     if hard is None and fits and (result := part.small(tensors[0], tensors[-1], job, needs)):
         return result
@@ -88,7 +92,13 @@ def run(
         own = _Hard(units[job.terms.blocks[0].anchor], units[-1].view(hard.shape), products)
     losses = (_square if job.terms.symmetric else _rows)(part, products, own, job)
     _give_back(products.memory)
-    return Result(losses, products.sums, [inverse for _, inverse in pairs])
+    of_scale: list[Tensor | None] = []
+    for x, (_, inverse), gradient in zip(everything, pairs, products.sums, strict=True):
+        if gradient is None:
+            of_scale.append(None)
+        else:
+            of_scale.append(part.normalize_backward(x, inverse, gradient, job.scale))
+    return Result(losses, products.sums, of_scale[0])
 
 
 _kept: dict[torch.dtype, Tensor] = {}

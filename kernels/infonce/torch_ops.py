@@ -22,16 +22,22 @@ def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize_backward(
-    x: Tensor, inverse: Tensor | None, gradient: Tensor, factor: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the unit rows -> gradient of x times factor; (rows,) <unit, gradient>."""
+    x: Tensor, inverse: Tensor | None, gradient: Tensor, scale: Tensor | float
+) -> Tensor | None:
+    """Gradient of the unit rows -> scale * gradient of x, in place.
+
+    Returns the gradient of a tensor scale: the sum of <unit, gradient>, in double.
+    """
+    along = (x * gradient).sum(-1, dtype=torch.float64)
     if inverse is None:
-        return gradient * factor, torch.linalg.vecdot(x, gradient)
-    # What is left after the projection may be small, so it is summed in double.
-    along = (x * gradient).sum(-1, dtype=torch.float64).to(x.dtype) * inverse
-    # The shortest rows were multiplied by a constant, so nothing is projected out.
-    back = (along * inverse).masked_fill(inverse >= 1 / SHORTEST, 0)
-    return torch.addcmul(gradient, x, back[:, None], value=-1) * (factor * inverse)[:, None], along
+        gradient.mul_(scale)
+    else:
+        # What is left after the projection may be small, so it is summed in double.
+        along *= inverse
+        # The shortest rows were multiplied by a constant, so nothing is projected out.
+        back = (along * inverse).masked_fill(inverse >= 1 / SHORTEST, 0).to(x.dtype)
+        gradient.addcmul_(x, back[:, None], value=-1).mul_((inverse * scale)[:, None])
+    return along.sum() if isinstance(scale, Tensor) else None
 
 
 def rows(panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: bool) -> Tensor:

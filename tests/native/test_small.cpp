@@ -17,14 +17,25 @@ std::vector<double> unit_row(const float *x, int64_t width) {
   return unit;
 }
 
-void check_small(int64_t rows, int64_t columns, int64_t width, bool gradients) {
+// Gradient g of unit row u of x -> gradient of x, times factor.
+void through_length(const float *x, const std::vector<double> &u, double factor, double *g) {
+  const int64_t width = u.size();
+  double square = 0, along = 0;
+  for (int64_t d = 0; d < width; ++d) square += static_cast<double>(x[d]) * x[d];
+  for (int64_t d = 0; d < width; ++d) along += u[d] * g[d];
+  const double scale = square > 0 ? factor / std::sqrt(square) : 0;
+  for (int64_t d = 0; d < width; ++d) g[d] = scale * (g[d] - along * u[d]);
+}
+
+void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, bool gradients) {
   Guarded<float> query(rows * width), key(columns * width);
   fill(query);
   fill(key);
   if (rows > 2) std::fill_n(query.data() + 2 * width, width, 0.0f);
-  Guarded<float> unit((rows + columns) * width, kNaN), similarity(rows * columns, kNaN);
-  Guarded<float> query_inverse(rows, kNaN), key_inverse(columns, kNaN), loss(rows, kNaN);
+  Guarded<float> similarity(rows * stride, kNaN), loss(rows, kNaN), total(1, kNaN);
+  Guarded<float> scratch((rows + columns) * (width + 1) + stride * width, kNaN);
   Guarded<float> query_gradient(rows * width, kNaN), key_gradient(columns * width, kNaN);
+  Guarded<float> projection(rows, kNaN);
   Guarded<int64_t> labels(rows);
   for (int64_t i = 0; i < rows; ++i) labels[i] = (3 * i) % columns;
   const sf_segment segment{0, columns, kSlope, kSlope, SF_OWN_POSITIVE};
@@ -32,7 +43,7 @@ void check_small(int64_t rows, int64_t columns, int64_t width, bool gradients) {
   sf_small batch{};
   batch.panel.similarity = similarity.data();
   batch.panel.rows = rows;
-  batch.panel.stride = columns;
+  batch.panel.stride = stride;
   batch.panel.labels = labels.data();
   batch.panel.segments = &segment;
   batch.panel.segment_count = 1;
@@ -44,17 +55,19 @@ void check_small(int64_t rows, int64_t columns, int64_t width, bool gradients) {
   batch.query = query.data();
   batch.key = key.data();
   batch.width = width;
-  batch.unit = unit.data();
-  batch.query_inverse = query_inverse.data();
-  batch.key_inverse = key_inverse.data();
+  batch.factor = 20;
+  batch.scratch = scratch.data();
+  batch.total = total.data();
   batch.query_gradient = gradients ? query_gradient.data() : nullptr;
   batch.key_gradient = gradients ? key_gradient.data() : nullptr;
+  batch.projection = gradients ? projection.data() : nullptr;
   expect(sf_infonce_small(&batch) == SF_OK, "sf_infonce_small succeeds");
 
   std::vector<std::vector<double>> q, k;
   for (int64_t i = 0; i < rows; ++i) q.push_back(unit_row(query.data() + i * width, width));
   for (int64_t j = 0; j < columns; ++j) k.push_back(unit_row(key.data() + j * width, width));
   std::vector<double> of_query(rows * width), of_key(columns * width);
+  double sum = 0;
   for (int64_t i = 0; i < rows; ++i) {
     std::vector<Entry> row;
     for (int64_t j = 0; j < columns; ++j) {
@@ -64,17 +77,27 @@ void check_small(int64_t rows, int64_t columns, int64_t width, bool gradients) {
     }
     const Softmax wanted = softmax(row, labels[i], 0);
     expect_near(loss[i], wanted.loss, 1e-5, 2e-5, "loss");
+    sum += 0.5 * wanted.loss;
+    double along = 0;
     for (int64_t j = 0; j < columns; ++j) {
       for (int64_t d = 0; d < width; ++d) {
         of_query[i * width + d] += 0.5 * wanted.gradient[j] * k[j][d];
         of_key[j * width + d] += 0.5 * wanted.gradient[j] * q[i][d];
+        along += 0.5 * wanted.gradient[j] * k[j][d] * q[i][d];
       }
     }
+    if (gradients) expect_near(projection[i], along, 1e-4, 1e-5, "projection");
   }
-  for (int64_t i = 0; gradients && i < rows * width; ++i)
-    expect_near(query_gradient[i], of_query[i], 1e-4, 1e-5, "query gradient");
-  for (int64_t j = 0; gradients && j < columns * width; ++j)
-    expect_near(key_gradient[j], of_key[j], 1e-4, 1e-5, "key gradient");
+  expect_near(total[0], sum, 1e-5, 2e-5, "total");
+  if (!gradients) return;
+  for (int64_t i = 0; i < rows; ++i)
+    through_length(query.data() + i * width, q[i], 20, of_query.data() + i * width);
+  for (int64_t j = 0; j < columns; ++j)
+    through_length(key.data() + j * width, k[j], 20, of_key.data() + j * width);
+  for (int64_t i = 0; i < rows * width; ++i)
+    expect_near(query_gradient[i], of_query[i], 1e-4, 2e-4, "query gradient");
+  for (int64_t j = 0; j < columns * width; ++j)
+    expect_near(key_gradient[j], of_key[j], 1e-4, 2e-4, "key gradient");
 }
 
 }  // namespace
@@ -84,8 +107,10 @@ void check_all_small() {
   for (const int64_t rows : {1, 3, 4, 9}) {
     for (const int64_t columns : {1, 4, 7, 17}) {
       for (const int64_t width : {1, 15, 16, 33, 64, 95}) {
-        check_small(rows, columns, width, true);
-        check_small(rows, columns, width, false);
+        for (const int64_t stride : {columns, (columns + 15) / 16 * 16}) {
+          check_small(rows, columns, width, stride, true);
+          check_small(rows, columns, width, stride, false);
+        }
       }
     }
   }
