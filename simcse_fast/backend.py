@@ -54,7 +54,7 @@ def backends() -> dict[str, BackendStatus]:
         True
     """
     details = {
-        "reference": "plain torch with the full N x N matrix, any device",
+        "reference": "plain torch in double precision with the full N x N matrix",
         "torch": "row panels on torch operations, any device",
         "cpu": f"row panels, native loops ({'' if MISSING['cpu'] else native.instruction_set()})",
     }

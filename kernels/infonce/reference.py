@@ -1,4 +1,4 @@
-"""InfoNCE written out. The oracle of the tests; never optimised."""
+"""InfoNCE written out, in double precision. The oracle of the tests; never optimised."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def losses(tensors, hard, scale, labels, query_ids, key_ids, terms: Terms) -> Tensor:  # type: ignore[no-untyped-def]
     """Cross-entropy of each row's remaining logits: tensors (rows, D), hard (M, K, D) -> (M,)."""
-    tensors = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+    tensors = [x.double() for x in tensors]
     unit = unit_rows if terms.normalize else torch.Tensor.contiguous
     units, i, logits = [unit(x) for x in tensors], torch.arange(len(labels)), []
     for number, block in enumerate(terms.blocks):
@@ -23,7 +23,7 @@ def losses(tensors, hard, scale, labels, query_ids, key_ids, terms: Terms) -> Te
         own = torch.zeros_like(cosine, dtype=torch.bool)
         for first in range(0, cosine.shape[1], block.period):
             own[i, labels + first] = True
-        hardness = torch.where(own, block.own_hardness, block.hardness).to(cosine.dtype)
+        hardness = torch.where(own, cosine.new_tensor(block.own_hardness), block.hardness)
         out = own & (block.own == Own.LEFT_OUT)
         if number == 0:
             out |= cosine > cosine[i, labels][:, None] + terms.margin
@@ -31,7 +31,7 @@ def losses(tensors, hard, scale, labels, query_ids, key_ids, terms: Terms) -> Te
             hardness[i, labels], out[i, labels] = 0, False
         logits.append((scale * cosine + hardness * cosine.detach()).masked_fill(out, -torch.inf))
     if hard is not None:
-        cosine = (units[0][:, None] * unit(hard.to(units[0].dtype))).sum(-1)  # (M, K)
+        cosine = (units[0][:, None] * unit(hard.double())).sum(-1)  # (M, K)
         both = scale * cosine + terms.blocks[0].hardness * cosine.detach()
         logits.append(both + both.new_tensor(terms.hard_negative_weight).log())
     log_p = torch.cat(logits, 1).log_softmax(1)

@@ -244,7 +244,8 @@ def _evaluate(
         other = reference.losses(tensors[::-1], None, multiplier, call.labels, *ids[::-1], terms)
         losses = (losses + other) / 2
     losses = losses * (call.uniform_weight if call.weight is None else call.weight)
-    return losses if call.rowwise else losses.sum()
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    return (losses if call.rowwise else losses.sum()).to(wide)
 
 
 def _check_pair(query: Tensor, key: Tensor) -> None:
