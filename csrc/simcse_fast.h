@@ -87,13 +87,13 @@ typedef struct {
 /* One direction: similarities of a panel of rows -> losses, and weight * dloss/dlogit in place. */
 SF_API int32_t sf_infonce_rows(const sf_rows *panel);
 
+#define SF_SMALL_GAP 16 /* numbers between the unit rows that sf_infonce_small keeps in scratch */
 typedef struct {
-  sf_rows
-      panel; /* one segment, at 0; similarity is scratch; a stride of whole vectors is quickest */
+  sf_rows panel; /* one segment, at 0; similarity is scratch; quickest in strides of 16 */
   const float *query, *key; /* (rows, width), (columns, width) */
   int64_t width;
   float factor;          /* multiplies the gradients */
-  float *scratch;        /* (rows + columns) (width + 1) + stride * width numbers */
+  float *scratch;        /* (rows + columns) (width + 1 + SF_SMALL_GAP) + stride * width numbers */
   float *total;          /* sum of weight * loss */
   float *query_gradient; /* (rows, width), or NULL */
   float *key_gradient;   /* (columns, width), or NULL */

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
 ABI_VERSION = 5
+SMALL_GAP = 16  # SF_SMALL_GAP
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 

@@ -87,6 +87,8 @@ def _reduced(result: panels.Result, weight: Tensor | None, call: Call) -> Tensor
     if result.total is not None:
         return result.total
     # In double: the sum of many fp32 losses would otherwise be the largest error of the result.
+    if weight is None and call.uniform_weight == 1 / len(losses):
+        return losses.mean(dtype=torch.float64)
     if weight is None:
         return losses.sum(dtype=torch.float64) * call.uniform_weight
     return (losses * weight).sum(dtype=torch.float64)

@@ -13,7 +13,7 @@
 namespace {
 
 struct Loops {
-  void (*normalize)(const float *, int64_t, int64_t, float *, float *, int32_t);
+  void (*normalize)(const float *, int64_t, int64_t, float *, int64_t, float *, int32_t);
   void (*normalize_backward)(const float *, const float *, const float *, int64_t, int64_t, float,
                              float *, float *, int32_t);
   void (*rows)(const sf_rows &);
@@ -117,7 +117,7 @@ int32_t sf_use_instruction_set(const char *name) {
 int32_t sf_normalize(const float *x, int64_t rows, int64_t width, float *unit, float *inverse_norm,
                      int32_t threads) {
   if (!x || !unit || !inverse_norm || rows < 0 || width < 0 || threads < 1) return SF_BAD_ARGUMENT;
-  current()->loops->normalize(x, rows, width, unit, inverse_norm, threads);
+  current()->loops->normalize(x, rows, width, unit, width, inverse_norm, threads);
   return SF_OK;
 }
 

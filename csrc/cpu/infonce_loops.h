@@ -410,13 +410,16 @@ void rows(const sf_rows &p) { choose<Rows>(p); }
 void small(const sf_small &p) {
   const int64_t queries = p.panel.rows, keys = p.panel.segments[0].width;
   const int64_t stride = p.panel.stride, width = p.width;
-  float *query = p.scratch, *key = query + queries * width, *turned = key + keys * width;
+  // Unit rows stand a cache line further apart than they are wide: a power of two would put a
+  // column of them into one set of the cache.
+  const int64_t apart = width + SF_SMALL_GAP;
+  float *query = p.scratch, *key = query + queries * apart, *turned = key + keys * apart;
   float *query_inverse = turned + width * stride, *key_inverse = query_inverse + queries;
-  normalize(p.query, queries, width, query, query_inverse, 1);
-  normalize(p.key, keys, width, key, key_inverse, 1);
-  transpose(key, keys, width, stride, turned);
+  normalize(p.query, queries, width, query, apart, query_inverse, 1);
+  normalize(p.key, keys, width, key, apart, key_inverse, 1);
+  transpose(key, apart, keys, width, stride, turned);
   float *panel = p.panel.similarity;
-  weighted_sums(query, width, 1, turned, queries, width, stride, panel);
+  weighted_sums(query, apart, 1, turned, stride, queries, width, stride, panel);
   rows(p.panel);
   double total = 0.0;
   for (int64_t i = 0; i < queries; ++i) {
@@ -425,11 +428,11 @@ void small(const sf_small &p) {
   }
   *p.total = static_cast<float>(total);
   if (float *out = p.query_gradient) {
-    weighted_sums(panel, stride, 1, key, queries, keys, width, out);
+    weighted_sums(panel, stride, 1, key, apart, queries, keys, width, out);
     normalize_backward(p.query, query_inverse, out, queries, width, p.factor, out, p.projection, 1);
   }
   if (float *out = p.key_gradient) {
-    weighted_sums(panel, 1, stride, query, keys, queries, width, out);
+    weighted_sums(panel, 1, stride, query, apart, keys, queries, width, out);
     normalize_backward(p.key, key_inverse, out, keys, width, p.factor, out, nullptr, 1);
   }
 }

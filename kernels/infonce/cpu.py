@@ -12,7 +12,7 @@ from simcse_fast.kernels.infonce.panels import Result, SquarePart
 from simcse_fast.kernels.infonce.terms import Job
 
 LOG2E = math.log2(math.e)
-SMALL = 1 << 21  # multiplications of a product, up to which one thread and one call are quickest
+SMALL = 1 << 22  # multiplications of a product, up to which one thread and one call are quickest
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result
         return None
     stride = (columns + 15) & ~15  # whole vectors
     size = rows * stride
-    scratch = query.new_empty(size + (rows + columns) * (width + 1) + stride * width)
+    scratch = query.new_empty(size + (rows + columns) * (width + 1 + native.SMALL_GAP) + stride * width)
     losses, total = query.new_empty(rows), query.new_empty(())
     of_query = torch.empty_like(query) if needs[0] else None
     of_key = torch.empty_like(key) if needs[1] else None

@@ -33,7 +33,7 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
   fill(key);
   if (rows > 2) std::fill_n(query.data() + 2 * width, width, 0.0f);
   Guarded<float> similarity(rows * stride, kNaN), loss(rows, kNaN), total(1, kNaN);
-  Guarded<float> scratch((rows + columns) * (width + 1) + stride * width, kNaN);
+  Guarded<float> scratch((rows + columns) * (width + 1 + SF_SMALL_GAP) + stride * width, kNaN);
   Guarded<float> query_gradient(rows * width, kNaN), key_gradient(columns * width, kNaN);
   Guarded<float> projection(rows, kNaN);
   Guarded<int64_t> labels(rows);
