@@ -407,6 +407,21 @@ struct Square {
 };
 
 void rows(const sf_rows &p) { choose<Rows>(p); }
+sf_rows rows_from(const sf_rows &p, int64_t begin, int64_t count) {
+  sf_rows part = p;
+  part.similarity += begin * p.stride;
+  part.rows = count;
+  part.labels += begin;
+  if (p.query_ids) part.query_ids += begin;
+  if (p.weight) part.weight += begin;
+  part.softmax.loss += begin;
+  part.threads = 1;
+  return part;
+}
+
+constexpr int64_t kAlone = int64_t{1} << 20;  // multiplications of a product for one thread
+constexpr int64_t kShare = 16;                // rows that a thread takes at a time
+
 void small(const sf_small &p) {
   const int64_t queries = p.panel.rows, keys = p.panel.segments[0].width;
   const int64_t stride = p.panel.stride, width = p.width;
@@ -415,26 +430,55 @@ void small(const sf_small &p) {
   const int64_t apart = width + SF_SMALL_GAP;
   float *query = p.scratch, *key = query + queries * apart, *turned = key + keys * apart;
   float *query_inverse = turned + width * stride, *key_inverse = query_inverse + queries;
-  normalize(p.query, queries, width, query, apart, query_inverse, 1);
-  normalize(p.key, keys, width, key, apart, key_inverse, 1);
-  transpose(key, apart, keys, width, stride, turned);
   float *panel = p.panel.similarity;
-  weighted_sums(query, apart, 1, turned, stride, queries, width, stride, panel);
-  rows(p.panel);
+  const auto share = [](int64_t begin, int64_t rows) {
+    return begin + kShare < rows ? kShare : rows - begin;
+  };
+  const int64_t shares = (queries > keys ? queries : keys) / kShare + 1;
+  const int threads = p.panel.threads < shares ? p.panel.threads : static_cast<int>(shares);
+#pragma omp parallel num_threads(threads) if (queries * keys * width > kAlone)
+  {
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < queries; i += kShare)
+      normalize(p.query + i * width, share(i, queries), width, query + i * apart, apart,
+                query_inverse + i, 1);
+#pragma omp for schedule(static)
+    for (int64_t j = 0; j < stride; j += kShare) {
+      const int64_t n = j < keys ? share(j, keys) : 0, padded = share(j, stride);
+      normalize(p.key + j * width, n, width, key + j * apart, apart, key_inverse + j, 1);
+      transpose(key + j * apart, apart, n, padded, width, stride, turned + j);
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < queries; i += kShare) {
+      weighted_sums(query + i * apart, apart, 1, turned, stride, share(i, queries), width, stride,
+                    panel + i * stride);
+      rows(rows_from(p.panel, i, share(i, queries)));
+    }
+    if (float *out = p.query_gradient) {
+#pragma omp for schedule(static) nowait
+      for (int64_t i = 0; i < queries; i += kShare) {
+        const int64_t n = share(i, queries), at = i * width;
+        weighted_sums(panel + i * stride, stride, 1, key, apart, n, keys, width, out + at);
+        normalize_backward(p.query + at, query_inverse + i, out + at, n, width, p.factor, out + at,
+                           p.projection ? p.projection + i : nullptr, 1);
+      }
+    }
+    if (float *out = p.key_gradient) {
+#pragma omp for schedule(static) nowait
+      for (int64_t j = 0; j < keys; j += kShare) {
+        const int64_t n = share(j, keys), at = j * width;
+        weighted_sums(panel + j, 1, stride, query, apart, n, queries, width, out + at);
+        normalize_backward(p.key + at, key_inverse + j, out + at, n, width, p.factor, out + at,
+                           nullptr, 1);
+      }
+    }
+  }
   double total = 0.0;
   for (int64_t i = 0; i < queries; ++i) {
     const double weight = p.panel.weight ? p.panel.weight[i] : p.panel.uniform_weight;
     total += weight * p.panel.softmax.loss[i];
   }
   *p.total = static_cast<float>(total);
-  if (float *out = p.query_gradient) {
-    weighted_sums(panel, stride, 1, key, apart, queries, keys, width, out);
-    normalize_backward(p.query, query_inverse, out, queries, width, p.factor, out, p.projection, 1);
-  }
-  if (float *out = p.key_gradient) {
-    weighted_sums(panel, 1, stride, query, apart, keys, queries, width, out);
-    normalize_backward(p.key, key_inverse, out, keys, width, p.factor, out, nullptr, 1);
-  }
 }
 void columns(const sf_square &p) { choose<Columns>(p); }
 void columns_end(const sf_square &p) {

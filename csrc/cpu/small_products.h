@@ -57,11 +57,10 @@ SF_INLINE void weighted_sums(const float *weight, int64_t across, int64_t along,
     rows_of_sums<1>(weight + i * across, across, along, b, stride, count, width, out + i * width);
 }
 
-// out (width, stride) = a^T, a (rows, width) with rows `apart`; columns beyond the rows are zero.
-// In blocks of 8 rows by 16 columns: as many lines as the ways of a first-level cache, where
-// strides may make all meet.
-SF_INLINE void transpose(const float *a, int64_t apart, int64_t rows, int64_t width, int64_t stride,
-                         float *out) {
+// Columns [0, padded) of out (width, stride) = a^T, a (rows, width) with rows `apart`; those beyond
+// the rows are zero. In blocks of 8 rows by 16 columns: as many cache lines as a set has ways.
+SF_INLINE void transpose(const float *a, int64_t apart, int64_t rows, int64_t padded, int64_t width,
+                         int64_t stride, float *out) {
   const auto block = [&](int64_t i, int64_t d, int64_t high, int64_t wide) {
     for (int64_t e = d; e < d + wide; ++e)
       for (int64_t j = i; j < i + high; ++j) out[e * stride + j] = a[j * apart + e];
@@ -74,5 +73,5 @@ SF_INLINE void transpose(const float *a, int64_t apart, int64_t rows, int64_t wi
   }
   block(i, 0, rows - i, width);
   for (int64_t d = 0; d < width; ++d)
-    for (int64_t j = rows; j < stride; ++j) out[d * stride + j] = 0.0f;
+    for (int64_t j = rows; j < padded; ++j) out[d * stride + j] = 0.0f;
 }

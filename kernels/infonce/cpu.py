@@ -12,7 +12,7 @@ from simcse_fast.kernels.infonce.panels import Result, SquarePart
 from simcse_fast.kernels.infonce.terms import Job
 
 LOG2E = math.log2(math.e)
-SMALL = 1 << 22  # multiplications of a product, up to which one thread and one call are quickest
+SMALL = 1 << 24  # multiplications of a product, up to which one native call is quickest
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
