@@ -47,10 +47,9 @@ sanitize: ## the native library's tests under AddressSanitizer and UBSan
 	ASAN_OPTIONS=detect_leaks=0 build/sanitize/test_native
 
 bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
-	mkdir -p build
 	$(INSTALL) --no-deps cut-cross-entropy triton
 	$(BIN)/python -m benchmarks.bench_info_nce
-	$(BIN)/pytest benchmarks/bench_information.py --benchmark-json=build/information.json
+	$(BIN)/pytest benchmarks/bench_information.py
 	$(BIN)/python -m benchmarks.bench_import
 
 # A peer that cannot be installed gets a row that says so.

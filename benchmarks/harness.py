@@ -85,7 +85,8 @@ def provenance() -> dict[str, Any]:
     git = shutil.which("git") and subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=False
     )
-    main = sys.modules["__main__"]
+    module = sys.modules["__main__"].__spec__
+    program = f"python -m {module.name}" if module else Path(sys.argv[0]).name
     return {
         "processor": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -94,7 +95,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": git.stdout.strip() if git else "",
-        "command": " ".join(["python -m", getattr(main.__spec__, "name", ""), *sys.argv[1:]]),
+        "command": " ".join([program, *sys.argv[1:]]),
     }
 
 

@@ -1,4 +1,4 @@
-"""The loss in autograd: one Function for eager mode, the same as torch operators for compilers."""
+"""The loss in autograd: one Function for eager mode, the same as a torch operator for compilers."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
-# What follows says the same to compilers, whose operators take tensors, numbers and flat lists.
+# What follows says the same to compilers: an operator takes tensors, numbers and flat lists.
 
 
 def _flat(call: Call) -> tuple[Any, ...]:

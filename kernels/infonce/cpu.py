@@ -99,7 +99,9 @@ def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result
         return None
     stride = (columns + 15) & ~15  # whole vectors
     size = rows * stride
-    scratch = query.new_empty(size + (rows + columns) * (width + 1 + native.SMALL_GAP) + stride * width)
+    scratch = query.new_empty(
+        size + (rows + columns) * (width + 1 + native.SMALL_GAP) + stride * width
+    )
     losses, total = query.new_empty(rows), query.new_empty(())
     of_query = torch.empty_like(query) if needs[0] else None
     of_key = torch.empty_like(key) if needs[1] else None
