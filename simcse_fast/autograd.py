@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence  # noqa: TC003  # the operators' schemas are read from it
+from collections.abc import Sequence  # noqa: TC003  # the operator's schema is read from it
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,11 +224,6 @@ def _call(
     )
 
 
-def _some(tensors: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """An empty tensor for None."""
-    return [like.new_empty(0) if x is None else x for x in tensors]
-
-
 @torch.library.custom_op("simcse_fast::info_nce", mutates_args=())
 def info_nce(
     tensors: Sequence[Tensor],
@@ -258,15 +253,15 @@ def _info_nce_fake(
     *flat: Any,
 ) -> list[Tensor]:
     integers, _, needs, _ = flat[-4:]
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     rowwise = bool(integers[2])
+    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     loss = tensors[0].new_empty(labels.shape if rowwise else (), dtype=wide)
-    wanted = _wanted(scale, hard, needs)
-    of_scale, *others = [
-        loss.new_empty(x.shape if n and x is not None and not rowwise else 0)
-        for x, n in zip([scale, hard, *tensors], wanted, strict=True)
-    ]
-    return [loss, of_scale.double() if wanted[0] and not rowwise else of_scale, *others]
+    gradients = []
+    for x, n in zip([scale, hard, *tensors], _wanted(scale, hard, needs), strict=True):
+        shape = (0,) if x is None or not n or rowwise else x.shape
+        dtype = torch.float64 if x is scale and shape == () else wide
+        gradients.append(loss.new_empty(shape, dtype=dtype))
+    return [loss, *gradients]
 
 
 def _wanted(scale: Tensor | None, hard: Tensor | None, needs: Sequence[bool]) -> list[bool]:
