@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, peers
+from simcse_fast.kernels import native
+from simcse_fast.kernels.infonce import cpu, torch_ops
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 WIDTHS = (128, 384, 768, 1024)
@@ -51,7 +53,9 @@ def measure(rows: int, width: int, methods: dict[str, peers.Step]) -> dict[str, 
             step(query, key)
 
         steps[name] = run
-    steps["three bare products"] = peers.bare_products(query, key)
+    steps["three bare products"] = peers.bare_products(query, key, torch_ops.multiply)
+    if native.load().sf_outruns_blas():
+        steps["three of our products"] = peers.bare_products(query, key, cpu.multiply)
     times = harness.interleaved(steps, seconds=2.0, least=5 if rows <= 4096 else 3)
     result = {name: harness.summary(values) for name, values in times.items()}
     for name, error in errors.items():
@@ -85,7 +89,7 @@ def main() -> None:
     rows += [memory(n, d) for n, d in MEMORY if not sys.argv[1:] or n in sizes]
     rows += [{"absent": absent}] if absent else []
     if not sys.argv[1:]:
-        print(harness.save("info_nce-cpu", rows))
+        print(harness.save(f"info_nce-cpu-{harness.machine()}", rows))
 
 
 if __name__ == "__main__":

@@ -66,10 +66,17 @@ def peak_memory(method: str, rows: int, width: int) -> float | None:
 
 
 def processor() -> str:
-    """The processor's name, as short as a file name may be."""
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Processor and vector instructions, as part of a file's name: amd-epyc-avx512."""
+    name = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", "", processor())
+    words = re.findall(r"\w+", f"{name} {torch.backends.cpu.get_cpu_capability()}")
+    return "-".join(words).lower()
 
 
 @cache

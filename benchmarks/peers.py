@@ -49,7 +49,10 @@ def cached_sentence_transformers() -> Step:
     return lambda query, key: cached.calculate_loss([[query], [key]], with_backward=True)
 
 
-def bare_products(query: Tensor, key: Tensor) -> Step:
+Multiply = Callable[[Tensor, Tensor, Tensor, bool], None]
+
+
+def bare_products(query: Tensor, key: Tensor, multiply: Multiply) -> Step:
     """The floor: the three products of the plan in its own panels, nothing else."""
     unit_query = F.normalize(query.detach(), dim=-1)
     unit_key = F.normalize(key.detach(), dim=-1)
@@ -62,9 +65,9 @@ def bare_products(query: Tensor, key: Tensor) -> Step:
         for begin in range(0, rows, step):
             part = panel[: min(step, rows - begin)]
             mine = slice(begin, begin + len(part))
-            torch.mm(unit_query[mine], unit_key.T, out=part)
-            of_query[mine].addmm_(part, unit_key)
-            of_key.addmm_(part.T, unit_query[mine])
+            multiply(unit_query[mine], unit_key.T, part, False)
+            multiply(part, unit_key, of_query[mine], True)
+            multiply(part.T, unit_query[mine], of_key, True)
 
     return run
 

@@ -12,16 +12,23 @@ from benchmarks.harness import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
-PLOT = ROOT / "docs" / "info_nce-cpu.svg"
 OURS, EAGER, BARE = "simcse_fast", "eager", "three bare products"
 COLOURS = dict(
     zip(
-        (OURS, BARE, EAGER, "torch.compile", "cut-cross-entropy (torch)"),
-        ("#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7"),
+        (OURS, BARE, "three of our products", EAGER, "torch.compile", "cut-cross-entropy (torch)"),
+        ("#0072B2", "#999999", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"),
         strict=True,
     )
 )
 OTHER = "#E69F00"
+INTRODUCTION = """# Benchmarks
+
+Written by `python -m benchmarks.report` from the files in `benchmarks/results`, one a processor.
+
+Forward and backward of N pairs in fp32, milliseconds, medians of interleaved rounds in one process.
+The floor, "three bare products", is the three matrix products that the loss cannot avoid, by torch,
+in the loss's own panels, timed in the same rounds. Where "three of our products" is listed, the
+loss uses the products of this package, which outrun torch's there: [loss.md](loss.md) says why."""
 MEMORY = (
     "MiB that one step adds to a fresh process. Not run: methods whose N x N matrices exceed the "
     "free memory, and the cached loss where a step takes minutes."
@@ -67,7 +74,7 @@ def error_table(rows: list[dict[str, Any]], width: int) -> list[str]:
     return lines
 
 
-def plot(rows: list[dict[str, Any]], widths: list[int]) -> None:
+def plot(rows: list[dict[str, Any]], widths: list[int], path: Path) -> None:
     """Time over the bare products, by N, one panel a width."""
     figure, axes = plt.subplots(1, len(widths), figsize=(3.1 * len(widths), 3.4), sharey=True)
     for axis, width in zip(axes, widths, strict=True):
@@ -82,7 +89,7 @@ def plot(rows: list[dict[str, Any]], widths: list[int]) -> None:
                 *zip(*points, strict=True),
                 color=COLOURS.get(name, OTHER),
                 linewidth=2.5 if name == OURS else 1.3,
-                linestyle="--" if name == BARE else "-",
+                linestyle="--" if "products" in name else "-",
                 label=name,
             )
         axis.set(title=f"D = {width}", xlabel="pairs N")
@@ -90,48 +97,42 @@ def plot(rows: list[dict[str, Any]], widths: list[int]) -> None:
     axes[0].set_ylabel("time / three bare products")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
     figure.tight_layout(rect=(0, 0.16, 1, 1))
-    figure.savefig(PLOT, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
-def page(result: dict[str, Any]) -> str:
-    """docs/benchmarks.md."""
+def section(result: dict[str, Any], picture: str) -> list[str]:
+    """What docs/benchmarks.md says of one machine."""
     rows, source = result["rows"], result["provenance"]
     widths = sorted({row["width"] for row in rows if "ms" in row})
     versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v != "not installed")
+    machine = f"{source['processor']}, {source['capability']}, {source['threads']} threads"
     lines = [
-        "# Benchmarks",
+        f"## The loss on {machine}",
         "",
-        "Written by `python -m benchmarks.report` from the files in `benchmarks/results`.",
+        f"`{source['command']}` at commit {source['commit']}; {versions}.",
         "",
-        "## The loss on a CPU",
-        "",
-        (
-            f"`{source['command']}` at commit {source['commit']}: {source['processor']}, "
-            f"{source['threads']} threads, {source['capability']}; {versions}. Forward and "
-            "backward of N pairs in fp32, milliseconds, medians of interleaved rounds in one "
-            "process. The floor is the three matrix products that the loss cannot avoid, in its "
-            "own panels, timed in the same rounds."
-        ),
-        "",
-        "![time over the floor](info_nce-cpu.svg)",
+        f"![time over the floor]({picture})",
         "",
     ]
     for width in widths:
         lines += [f"### D = {width}", "", *speed_table(rows, width), ""]
-    lines += ["### Peak memory", "", MEMORY, ""]
-    lines += [*memory_table(rows), ""]
+    lines += ["### Peak memory", "", MEMORY, "", *memory_table(rows), ""]
     lines += [f"### Error of the gradients, D = {widths[0]}", ""]
     lines += ["Relative, against the textbook loss in fp64.", "", *error_table(rows, widths[0]), ""]
     absent = next((row["absent"] for row in rows if "absent" in row), {})
-    lines += [f"{name}: {reason}." for name, reason in absent.items()]
-    return "\n".join(lines).rstrip() + "\n"
+    return lines + [f"{name}: {reason}." for name, reason in absent.items()]
 
 
 def main() -> None:
-    """Write the page and its plot."""
-    result = json.loads((RESULTS / "info_nce-cpu.json").read_text())
-    plot(result["rows"], sorted({row["width"] for row in result["rows"] if "ms" in row}))
-    PAGE.write_text(page(result))
+    """Write the page and its plots."""
+    lines = [INTRODUCTION, ""]
+    for path in sorted(RESULTS.glob("info_nce-cpu-*.json")):
+        result = json.loads(path.read_text())
+        picture = PAGE.with_name(f"{path.stem}.svg")
+        widths = sorted({row["width"] for row in result["rows"] if "ms" in row})
+        plot(result["rows"], widths, picture)
+        lines += section(result, picture.name)
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 
 

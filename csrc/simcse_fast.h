@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 5
+#define SF_ABI_VERSION 6
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -44,6 +44,26 @@ SF_API int32_t sf_normalize(const float *x, int64_t rows, int64_t width, float *
 SF_API int32_t sf_normalize_backward(const float *x, const float *inverse_norm, const float *g,
                                      int64_t rows, int64_t width, float factor, float *out,
                                      float *projection, int32_t threads);
+
+typedef struct {
+  const float *left; /* element (i, k) = left[i * left_row + k * left_column] */
+  int64_t left_row, left_column;
+  const float *right; /* element (k, j) = right[k * right_row + j * right_column] */
+  int64_t right_row, right_column;
+  float *out; /* element (i, j) = out[i * out_row + j] */
+  int64_t out_row, rows, columns, depth;
+  int32_t accumulate; /* add to out instead of writing it */
+  float *scratch;     /* sf_product_scratch numbers */
+  int32_t threads;
+} sf_product;
+
+/* out (rows, columns) = or += left (rows, depth) right (depth, columns). */
+SF_API int32_t sf_multiply(const sf_product *product);
+/* Numbers of scratch that sf_multiply needs, at most 2^22 and 2^16 a thread; -1: bad argument. */
+SF_API int64_t sf_product_scratch(const sf_product *product);
+/* Whether sf_multiply is the quicker choice here: on processors with AVX-512 that are not Intel's,
+ * where the MKL inside torch keeps to 256 bits. */
+SF_API int32_t sf_outruns_blas(void);
 
 /* Columns [begin, begin + width) of a panel; column begin + labels[i] is row i's own. */
 typedef enum { SF_OWN_POSITIVE = 0, SF_OWN_KEPT = 1, SF_OWN_LEFT_OUT = 2 } sf_own;
@@ -87,13 +107,12 @@ typedef struct {
 /* One direction: similarities of a panel of rows -> losses, and weight * dloss/dlogit in place. */
 SF_API int32_t sf_infonce_rows(const sf_rows *panel);
 
-#define SF_SMALL_GAP 16 /* numbers between the unit rows that sf_infonce_small keeps in scratch */
 typedef struct {
-  sf_rows panel; /* one segment, at 0; similarity is scratch; quickest in strides of 16 */
+  sf_rows panel;            /* one segment, at 0; similarity is scratch */
   const float *query, *key; /* (rows, width), (columns, width) */
   int64_t width;
   float factor;          /* multiplies the gradients */
-  float *scratch;        /* (rows + columns) (width + 1 + SF_SMALL_GAP) + stride * width numbers */
+  float *scratch;        /* sf_small_scratch numbers */
   float *total;          /* sum of weight * loss */
   float *query_gradient; /* (rows, width), or NULL */
   float *key_gradient;   /* (columns, width), or NULL */
@@ -102,6 +121,8 @@ typedef struct {
 
 /* A small batch in one call, normalisation and products included: losses and gradients. */
 SF_API int32_t sf_infonce_small(const sf_small *batch);
+/* Numbers of scratch that it needs; -1: bad argument. */
+SF_API int64_t sf_small_scratch(const sf_small *batch);
 
 typedef struct {
   float *similarity;    /* (rows, stride): rows [first_row, first_row + rows) of a square */

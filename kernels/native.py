@@ -7,9 +7,29 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 5
-SMALL_GAP = 16  # SF_SMALL_GAP
+ABI_VERSION = 6
 PATH = Path(__file__).with_name("libsimcse_fast.so")
+
+
+class Product(Structure):
+    """sf_product."""
+
+    _fields_ = (
+        ("left", c_void_p),
+        ("left_row", c_int64),
+        ("left_column", c_int64),
+        ("right", c_void_p),
+        ("right_row", c_int64),
+        ("right_column", c_int64),
+        ("out", c_void_p),
+        ("out_row", c_int64),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("depth", c_int64),
+        ("accumulate", c_int32),
+        ("scratch", c_void_p),
+        ("threads", c_int32),
+    )
 
 
 class Segment(Structure):
@@ -107,6 +127,7 @@ class Square(Structure):
     )
 
 
+_SIZES = {"sf_product_scratch": Product, "sf_small_scratch": Small}
 _SIGNATURES = {
     "sf_use_instruction_set": (c_char_p,),
     "sf_normalize": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int32),
@@ -114,6 +135,7 @@ _SIGNATURES = {
         *(c_void_p, c_void_p, c_void_p, c_int64, c_int64),
         *(c_float, c_void_p, c_void_p, c_int32),
     ),
+    "sf_multiply": (POINTER(Product),),
     "sf_infonce_rows": (POINTER(Rows),),
     "sf_infonce_small": (POINTER(Small),),
     "sf_infonce_columns": (POINTER(Square),),
@@ -143,6 +165,10 @@ def load() -> ctypes.CDLL:
     if (found := library.sf_abi_version()) != ABI_VERSION:
         raise OSError(f"{PATH.name} has interface version {found}, expected {ABI_VERSION}")
     library.sf_instruction_set.restype = c_char_p
+    library.sf_outruns_blas.restype = c_int32
+    for name, argument in _SIZES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = (POINTER(argument),), c_int64
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype, function.errcheck = arguments, c_int32, _check

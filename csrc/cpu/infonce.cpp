@@ -5,18 +5,33 @@
 
 #include <cstring>
 
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num() { return 0; }
+#endif
+
 #if defined(__GNUC__)
 #define SF_INLINE inline __attribute__((always_inline))
 #else
 #define SF_INLINE inline
 #endif
+#if defined(__clang__)
+#define SF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t Places __attribute__((vector_size(16)));
+#define SF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
 namespace {
 
 struct Loops {
-  void (*normalize)(const float *, int64_t, int64_t, float *, int64_t, float *, int32_t);
+  void (*normalize)(const float *, int64_t, int64_t, float *, float *, int32_t);
   void (*normalize_backward)(const float *, const float *, const float *, int64_t, int64_t, float,
                              float *, float *, int32_t);
+  int64_t (*product_scratch)(const sf_product &);
+  void (*multiply)(const sf_product &);
   void (*rows)(const sf_rows &);
+  int64_t (*small_scratch)(const sf_small &);
   void (*small)(const sf_small &);
   void (*columns)(const sf_square &);
   void (*columns_end)(const sf_square &);
@@ -86,10 +101,22 @@ const InstructionSet *&current() {
   return set;
 }
 
+bool valid(const sf_product *p) {
+  return p && p->left && p->right && p->out && p->rows >= 1 && p->columns >= 1 && p->depth >= 1 &&
+         p->out_row >= p->columns && p->threads >= 1;
+}
+
 bool valid(const sf_rows *p) {
   return p && p->similarity && p->labels && p->segments && p->segment_count >= 1 && p->rows >= 0 &&
          p->softmax.loss && p->threads >= 1 && p->segments[0].own == SF_OWN_POSITIVE &&
          (p->hard_count == 0 || p->hard);
+}
+
+bool valid(const sf_small *p) {
+  return p && valid(&p->panel) && p->panel.rows >= 1 && p->panel.segment_count == 1 &&
+         p->panel.segments[0].begin == 0 && p->panel.segments[0].width >= 1 &&
+         p->panel.segments[0].width <= p->panel.stride && p->query && p->key && p->total &&
+         p->width >= 1;
 }
 
 bool valid(const sf_square *p) {
@@ -117,7 +144,7 @@ int32_t sf_use_instruction_set(const char *name) {
 int32_t sf_normalize(const float *x, int64_t rows, int64_t width, float *unit, float *inverse_norm,
                      int32_t threads) {
   if (!x || !unit || !inverse_norm || rows < 0 || width < 0 || threads < 1) return SF_BAD_ARGUMENT;
-  current()->loops->normalize(x, rows, width, unit, width, inverse_norm, threads);
+  current()->loops->normalize(x, rows, width, unit, inverse_norm, threads);
   return SF_OK;
 }
 
@@ -130,17 +157,36 @@ int32_t sf_normalize_backward(const float *x, const float *inverse_norm, const f
   return SF_OK;
 }
 
+int32_t sf_outruns_blas(void) {
+#ifdef SF_HAS_X86_SETS
+  return current()->loops == &avx512::kLoops && !__builtin_cpu_is("intel");
+#else
+  return 0;
+#endif
+}
+
+int64_t sf_product_scratch(const sf_product *p) {
+  return valid(p) ? current()->loops->product_scratch(*p) : -1;
+}
+
+int32_t sf_multiply(const sf_product *p) {
+  if (!valid(p) || !p->scratch) return SF_BAD_ARGUMENT;
+  current()->loops->multiply(*p);
+  return SF_OK;
+}
+
 int32_t sf_infonce_rows(const sf_rows *p) {
   if (!valid(p)) return SF_BAD_ARGUMENT;
   current()->loops->rows(*p);
   return SF_OK;
 }
 
+int64_t sf_small_scratch(const sf_small *p) {
+  return valid(p) ? current()->loops->small_scratch(*p) : -1;
+}
+
 int32_t sf_infonce_small(const sf_small *p) {
-  if (!p || !valid(&p->panel) || p->panel.segment_count != 1 || p->panel.segments[0].begin != 0 ||
-      p->panel.segments[0].width > p->panel.stride || !p->query || !p->key || !p->scratch ||
-      !p->total || p->width < 1)
-    return SF_BAD_ARGUMENT;
+  if (!valid(p) || !p->scratch) return SF_BAD_ARGUMENT;
   current()->loops->small(*p);
   return SF_OK;
 }

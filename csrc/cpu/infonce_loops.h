@@ -1,7 +1,7 @@
 // The loops of the CPU loss. Included once per instruction set (see infonce.cpp), each time inside
 // another namespace and under another target, so there is no include guard and nothing global here.
 #include "normalize_loops.h"
-#include "small_products.h"
+#include "products.h"
 
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = __builtin_inff();
@@ -422,54 +422,71 @@ sf_rows rows_from(const sf_rows &p, int64_t begin, int64_t count) {
 constexpr int64_t kAlone = int64_t{1} << 20;  // multiplications of a product for one thread
 constexpr int64_t kShare = 16;                // rows that a thread takes at a time
 
+// The products of a small batch, in the order of the plan, and where they keep what.
+struct SmallPlan {
+  int threads;
+  float *query, *key, *query_inverse, *key_inverse;
+  sf_product similarity, of_query, of_key;
+
+  explicit SmallPlan(const sf_small &p) {
+    const int64_t rows = p.panel.rows, columns = p.panel.segments[0].width;
+    const int64_t width = p.width, stride = p.panel.stride;
+    float *const panel = p.panel.similarity;
+    threads = rows * columns * width > kAlone ? p.panel.threads : 1;
+    query = p.scratch;
+    key = query + rows * width;
+    query_inverse = key + columns * width;
+    key_inverse = query_inverse + rows;
+    float *const scratch = key_inverse + columns;
+    similarity = {query,  width, 1,       key,   1, width,   panel,
+                  stride, rows,  columns, width, 0, scratch, threads};
+    of_query = {panel, stride, 1,     key,     width, 1,       p.query_gradient,
+                width, rows,   width, columns, 0,     scratch, threads};
+    of_key = {panel, 1,       stride, query, width, 1,       p.key_gradient,
+              width, columns, width,  rows,  0,     scratch, threads};
+  }
+};
+
+int64_t small_scratch(const sf_small &p) {
+  const SmallPlan plan(p);
+  int64_t most = product_scratch(plan.similarity);
+  if (p.query_gradient) most = larger(most, product_scratch(plan.of_query));
+  if (p.key_gradient) most = larger(most, product_scratch(plan.of_key));
+  return (p.panel.rows + p.panel.segments[0].width) * (p.width + 1) + most;
+}
+
 void small(const sf_small &p) {
-  const int64_t queries = p.panel.rows, keys = p.panel.segments[0].width;
-  const int64_t stride = p.panel.stride, width = p.width;
-  // Unit rows stand a cache line further apart than they are wide: a power of two would put a
-  // column of them into one set of the cache.
-  const int64_t apart = width + SF_SMALL_GAP;
-  float *query = p.scratch, *key = query + queries * apart, *turned = key + keys * apart;
-  float *query_inverse = turned + width * stride, *key_inverse = query_inverse + queries;
-  float *panel = p.panel.similarity;
-  const auto share = [](int64_t begin, int64_t rows) {
-    return begin + kShare < rows ? kShare : rows - begin;
-  };
-  const int64_t shares = (queries > keys ? queries : keys) / kShare + 1;
-  const int threads = p.panel.threads < shares ? p.panel.threads : static_cast<int>(shares);
-#pragma omp parallel num_threads(threads) if (queries * keys * width > kAlone)
+  const SmallPlan plan(p);
+  const int64_t queries = p.panel.rows, keys = p.panel.segments[0].width, width = p.width;
+  const auto share = [](int64_t begin, int64_t rows) { return smaller(kShare, rows - begin); };
+#pragma omp parallel num_threads(plan.threads)
   {
 #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < queries; i += kShare)
-      normalize(p.query + i * width, share(i, queries), width, query + i * apart, apart,
-                query_inverse + i, 1);
+      normalize(p.query + i * width, share(i, queries), width, plan.query + i * width,
+                plan.query_inverse + i, 1);
 #pragma omp for schedule(static)
-    for (int64_t j = 0; j < stride; j += kShare) {
-      const int64_t n = j < keys ? share(j, keys) : 0, padded = share(j, stride);
-      normalize(p.key + j * width, n, width, key + j * apart, apart, key_inverse + j, 1);
-      transpose(key + j * apart, apart, n, padded, width, stride, turned + j);
-    }
+    for (int64_t j = 0; j < keys; j += kShare)
+      normalize(p.key + j * width, share(j, keys), width, plan.key + j * width,
+                plan.key_inverse + j, 1);
+    multiply_together(plan.similarity);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < queries; i += kShare) {
-      weighted_sums(query + i * apart, apart, 1, turned, stride, share(i, queries), width, stride,
-                    panel + i * stride);
-      rows(rows_from(p.panel, i, share(i, queries)));
-    }
+    for (int64_t i = 0; i < queries; i += kShare) rows(rows_from(p.panel, i, share(i, queries)));
     if (float *out = p.query_gradient) {
+      multiply_together(plan.of_query);
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < queries; i += kShare) {
-        const int64_t n = share(i, queries), at = i * width;
-        weighted_sums(panel + i * stride, stride, 1, key, apart, n, keys, width, out + at);
-        normalize_backward(p.query + at, query_inverse + i, out + at, n, width, p.factor, out + at,
+        normalize_backward(p.query + i * width, plan.query_inverse + i, out + i * width,
+                           share(i, queries), width, p.factor, out + i * width,
                            p.projection ? p.projection + i : nullptr, 1);
       }
     }
     if (float *out = p.key_gradient) {
+      multiply_together(plan.of_key);
 #pragma omp for schedule(static) nowait
       for (int64_t j = 0; j < keys; j += kShare) {
-        const int64_t n = share(j, keys), at = j * width;
-        weighted_sums(panel + j, 1, stride, query, apart, n, queries, width, out + at);
-        normalize_backward(p.key + at, key_inverse + j, out + at, n, width, p.factor, out + at,
-                           nullptr, 1);
+        normalize_backward(p.key + j * width, plan.key_inverse + j, out + j * width, share(j, keys),
+                           width, p.factor, out + j * width, nullptr, 1);
       }
     }
   }
@@ -486,4 +503,6 @@ void columns_end(const sf_square &p) {
 }
 void square(const sf_square &p) { choose<Square>(p); }
 
-const Loops kLoops = {normalize, normalize_backward, rows, small, columns, columns_end, square};
+const Loops kLoops = {
+    normalize, normalize_backward, product_scratch, multiply, rows, small_scratch, small,
+    columns,   columns_end,        square};

@@ -11,12 +11,12 @@ SF_INLINE double dot(const float *a, const float *b, int64_t n) {
   return total;
 }
 
-void normalize(const float *x, int64_t rows, int64_t width, float *unit, int64_t stride,
-               float *inverse_norm, int32_t threads) {
+void normalize(const float *x, int64_t rows, int64_t width, float *unit, float *inverse_norm,
+               int32_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kParallel)
   for (int64_t i = 0; i < rows; ++i) {
     const float *from = x + i * width;
-    float *to = unit + i * stride;
+    float *to = unit + i * width;
     const double norm = __builtin_sqrt(dot(from, from, width));
     // A zero row has cosine 0 with everything; NaN takes the second branch and stays.
     const double inverse = norm == 0.0 ? 0.0 : 1.0 / (norm < 1e-12 ? 1e-12 : norm);

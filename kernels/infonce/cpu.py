@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from simcse_fast.kernels import native
+from simcse_fast.kernels.infonce import torch_ops
 from simcse_fast.kernels.infonce.panels import Result, SquarePart
 from simcse_fast.kernels.infonce.terms import Job
 
@@ -37,6 +38,22 @@ def normalize_backward(
         *(gradient.data_ptr(), _pointer(projection), torch.get_num_threads()),
     )
     return None if projection is None else projection.sum(dtype=torch.float64)
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    """Write or add the product of left and right into out."""
+    library = native.load()
+    if not library.sf_outruns_blas():
+        torch_ops.multiply(left, right, out, add)
+        return
+    product = native.Product(  # by position, in the order of sf_product
+        *(left.data_ptr(), *left.stride(), right.data_ptr(), *right.stride()),
+        *(out.data_ptr(), out.stride(0), *out.shape, left.shape[1], add, None),
+        torch.get_num_threads(),
+    )
+    scratch = out.new_empty(library.sf_product_scratch(ctypes.byref(product)))
+    product.scratch = scratch.data_ptr()
+    library.sf_multiply(ctypes.byref(product))
 
 
 def rows(panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: bool) -> Tensor:
@@ -97,24 +114,23 @@ def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result
     plain = terms.normalize and not terms.symmetric and len(job.segments) == 1
     if not plain or rows * columns * max(width, 32) > SMALL:
         return None
-    stride = (columns + 15) & ~15  # whole vectors
-    size = rows * stride
-    scratch = query.new_empty(
-        size + (rows + columns) * (width + 1 + native.SMALL_GAP) + stride * width
-    )
+    panel = query.new_empty(rows, columns)
     losses, total = query.new_empty(rows), query.new_empty(())
     of_query = torch.empty_like(query) if needs[0] else None
     of_key = torch.empty_like(key) if needs[1] else None
     learned = needs[0] and isinstance(job.scale, Tensor)
     projection = query.new_empty(rows) if learned else None
     softmax = native.Softmax(losses.data_ptr())
-    memory, write = scratch.data_ptr(), (needs[0] or needs[1], False)
+    write = needs[0] or needs[1], False
     batch = native.Small(  # by position, in the order of sf_small
-        *(_panel(memory, rows, stride, None, job, 0, softmax, write), query.data_ptr()),
-        *(key.data_ptr(), width, float(job.scale), memory + 4 * size, total.data_ptr()),
+        _panel(panel.data_ptr(), rows, columns, None, job, 0, softmax, write),
+        *(query.data_ptr(), key.data_ptr(), width, float(job.scale), None, total.data_ptr()),
         *(_pointer(of_query), _pointer(of_key), _pointer(projection)),
     )
-    native.load().sf_infonce_small(ctypes.byref(batch))
+    library, at = native.load(), ctypes.byref(batch)
+    scratch = query.new_empty(library.sf_small_scratch(at))
+    batch.scratch = scratch.data_ptr()
+    library.sf_infonce_small(at)
     of_scale = None if projection is None else projection.sum(dtype=torch.float64)
     return Result(losses, [of_query, of_key], of_scale, total)
 

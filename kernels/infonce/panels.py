@@ -29,6 +29,9 @@ class Part(Protocol):
         Returns the gradient of a tensor scale: the sum of <unit, gradient>, in double.
         """
 
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+        """Write or add the product of left and right, of any strides, into rows of out."""
+
     def rows(
         self, panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: bool
     ) -> Tensor:
@@ -86,7 +89,7 @@ def run(
     everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
     pairs = [part.normalize(x) if job.terms.normalize else (x, None) for x in everything]
     units = [unit for unit, _ in pairs]
-    products = _Products(units, needs, job, limit)
+    products = _Products(part, units, needs, job, limit)
     own = None
     if hard is not None:
         own = _Hard(units[job.terms.blocks[0].anchor], units[-1].view(hard.shape), products)
@@ -123,8 +126,10 @@ def release_workspace() -> None:
 class _Products:
     """The matrix products of a problem: panels of similarities in one workspace, and back."""
 
-    def __init__(self, units: list[Tensor], needs: Sequence[bool], job: Job, limit: int) -> None:
-        self.units, self.needs, self.blocks = units, needs, job.terms.blocks
+    def __init__(
+        self, part: Part, units: list[Tensor], needs: Sequence[bool], job: Job, limit: int
+    ) -> None:
+        self.part, self.units, self.needs, self.blocks = part, units, needs, job.terms.blocks
         self.sums: list[Tensor | None] = [None] * len(units)
         self.rows = job.labels.shape[0]
         columns = job.segments[-1].begin + job.segments[-1].width
@@ -139,9 +144,8 @@ class _Products:
         for begin in range(0, self.rows, self.step):
             panel = self.workspace if self.whole else self.workspace[: self.rows - begin]
             for anchor, key, part in self._parts(panel):
-                torch.mm(
-                    _rows_of(self.units[anchor], begin, len(panel)), self.units[key].T, out=part
-                )
+                mine = _rows_of(self.units[anchor], begin, len(panel))
+                self.part.multiply(mine, self.units[key].T, part, add=False)
             yield begin, panel
 
     def backward(self, panel: Tensor, begin: int) -> None:
@@ -161,9 +165,11 @@ class _Products:
 
     def _add(self, index: int, begin: int, left: Tensor, right: Tensor) -> None:
         if self.sums[index] is None and self.needs[index] and len(left) == len(self.units[index]):
-            self.sums[index] = torch.mm(left, right)  # the first to write writes everything
+            whole = torch.empty_like(self.units[index])
+            self.part.multiply(left, right, whole, add=False)  # the first writes everything
+            self.sums[index] = whole
         elif (total := self.sum_of(index)) is not None:
-            _rows_of(total, begin, len(left)).addmm_(left, right)
+            self.part.multiply(left, right, _rows_of(total, begin, len(left)), add=True)
 
     def sum_of(self, index: int) -> Tensor | None:
         """The gradient of a tensor's unit rows so far, if it is wanted."""

@@ -40,6 +40,14 @@ def normalize_backward(
     return along.sum() if isinstance(scale, Tensor) else None
 
 
+def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    """Write or add the product of left and right into out."""
+    if add:
+        out.addmm_(left, right)
+    else:
+        torch.mm(left, right, out=out)
+
+
 def rows(panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: bool) -> Tensor:
     """One direction: similarities -> weighted gradient of the logits in place; losses."""
     softmax, remains = _row_softmax(panel, hard, job, begin)

@@ -193,7 +193,8 @@ class InfoNCELoss(nn.Module):
     def extra_repr(self) -> str:
         """Shown by print(module)."""
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        return f"temperature={float(self.temperature):g}, learnable={self.learnable}{options}"
+        temperature = f"{torch.as_tensor(self.temperature).item():g}"
+        return f"temperature={temperature}, learnable={self.learnable}{options}"
 
 
 def block_softmax(

@@ -143,6 +143,7 @@ inline void expect_ends(Ends &ends, int64_t i, const Softmax &wanted, double eps
 // One per source file; called once per instruction set.
 void check_normalizations();
 void check_all_rows();
+void check_all_products();
 void check_all_small();
 void check_all_squares();
 

@@ -39,6 +39,7 @@ int main() {
     check_refusals();
     check_normalizations();
     check_all_rows();
+    check_all_products();
     check_all_small();
     check_all_squares();
     std::printf("%s: done\n", name);

@@ -4,8 +4,9 @@
 
 namespace {
 
+// Away from zero: a short row multiplies the rounding of its gradient by its inverse length.
 void fill(Guarded<float> &x) {
-  for (int64_t i = 0; i < x.size(); ++i) x[i] = uniform(-1, 1);
+  for (int64_t i = 0; i < x.size(); ++i) x[i] = std::copysign(uniform(0.25, 1), uniform(-1, 1));
 }
 
 // Row i of x divided by its length, in double precision.
@@ -33,7 +34,6 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
   fill(key);
   if (rows > 2) std::fill_n(query.data() + 2 * width, width, 0.0f);
   Guarded<float> similarity(rows * stride, kNaN), loss(rows, kNaN), total(1, kNaN);
-  Guarded<float> scratch((rows + columns) * (width + 1 + SF_SMALL_GAP) + stride * width, kNaN);
   Guarded<float> query_gradient(rows * width, kNaN), key_gradient(columns * width, kNaN);
   Guarded<float> projection(rows, kNaN);
   Guarded<int64_t> labels(rows);
@@ -56,11 +56,12 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
   batch.key = key.data();
   batch.width = width;
   batch.factor = 20;
-  batch.scratch = scratch.data();
   batch.total = total.data();
   batch.query_gradient = gradients ? query_gradient.data() : nullptr;
   batch.key_gradient = gradients ? key_gradient.data() : nullptr;
   batch.projection = gradients ? projection.data() : nullptr;
+  Guarded<float> scratch(sf_small_scratch(&batch), kNaN);
+  batch.scratch = scratch.data();
   expect(sf_infonce_small(&batch) == SF_OK, "sf_infonce_small succeeds");
 
   std::vector<std::vector<double>> q, k;
@@ -103,11 +104,10 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
 }  // namespace
 
 void check_all_small() {
-  // Around the blocks of 4 rows and of 16 and 64 numbers.
-  for (const int64_t rows : {1, 3, 4, 9}) {
-    for (const int64_t columns : {1, 4, 7, 17}) {
-      for (const int64_t width : {1, 15, 16, 33, 64, 95}) {
-        for (const int64_t stride : {columns, (columns + 15) / 16 * 16}) {
+  for (const int64_t rows : {1, 3, 9, 17}) {
+    for (const int64_t columns : {1, 7, 17}) {
+      for (const int64_t width : {1, 16, 33, 95}) {
+        for (const int64_t stride : {columns, columns + 5}) {
           check_small(rows, columns, width, stride, true);
           check_small(rows, columns, width, stride, false);
         }
@@ -116,4 +116,5 @@ void check_all_small() {
   }
   sf_small empty{};
   expect(sf_infonce_small(&empty) == SF_BAD_ARGUMENT, "an empty batch is refused");
+  expect(sf_small_scratch(&empty) == -1, "an empty batch has no scratch");
 }
