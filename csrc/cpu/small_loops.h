@@ -1,0 +1,93 @@
+// A small batch, whole in one call. Included once per instruction set (see infonce.cpp), after the
+// loops and products that it calls.
+
+constexpr int64_t kAlone = int64_t{1} << 20;  // multiplications of a product for one thread
+constexpr int64_t kShare = 16;                // rows that a thread takes at a time
+
+sf_rows rows_from(const sf_rows &p, int64_t begin, int64_t count) {
+  sf_rows part = p;
+  part.similarity += begin * p.stride;
+  part.rows = count;
+  part.labels += begin;
+  if (p.query_ids) part.query_ids += begin;
+  if (p.weight) part.weight += begin;
+  part.softmax.loss += begin;
+  part.threads = 1;
+  return part;
+}
+
+// The products of a small batch, in the order of the plan, and where they keep what.
+struct SmallPlan {
+  int threads;
+  float *query, *key, *query_inverse, *key_inverse;
+  sf_product similarity, of_query, of_key;
+
+  explicit SmallPlan(const sf_small &p) {
+    const int64_t rows = p.panel.rows, columns = p.panel.segments[0].width;
+    const int64_t width = p.width, stride = p.panel.stride;
+    float *const panel = p.panel.similarity;
+    threads = rows * columns * width > kAlone ? p.panel.threads : 1;
+    query = p.scratch;
+    key = query + rows * width;
+    query_inverse = key + columns * width;
+    key_inverse = query_inverse + rows;
+    float *const scratch = key_inverse + columns;
+    similarity = {query,  width, 1,       key,   1, width,   panel,
+                  stride, rows,  columns, width, 0, scratch, threads};
+    of_query = {panel, stride, 1,     key,     width, 1,       p.query_gradient,
+                width, rows,   width, columns, 0,     scratch, threads};
+    of_key = {panel, 1,       stride, query, width, 1,       p.key_gradient,
+              width, columns, width,  rows,  0,     scratch, threads};
+  }
+};
+
+int64_t small_scratch(const sf_small &p) {
+  const SmallPlan plan(p);
+  int64_t most = product_scratch(plan.similarity);
+  if (p.query_gradient) most = larger(most, product_scratch(plan.of_query));
+  if (p.key_gradient) most = larger(most, product_scratch(plan.of_key));
+  return (p.panel.rows + p.panel.segments[0].width) * (p.width + 1) + most;
+}
+
+void small(const sf_small &p) {
+  const SmallPlan plan(p);
+  const int64_t queries = p.panel.rows, keys = p.panel.segments[0].width, width = p.width;
+  const auto share = [](int64_t begin, int64_t rows) { return smaller(kShare, rows - begin); };
+#pragma omp parallel num_threads(plan.threads)
+  {
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < queries; i += kShare)
+      normalize(p.query + i * width, share(i, queries), width, plan.query + i * width,
+                plan.query_inverse + i, 1);
+#pragma omp for schedule(static)
+    for (int64_t j = 0; j < keys; j += kShare)
+      normalize(p.key + j * width, share(j, keys), width, plan.key + j * width,
+                plan.key_inverse + j, 1);
+    multiply_together(plan.similarity);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < queries; i += kShare) rows(rows_from(p.panel, i, share(i, queries)));
+    if (float *out = p.query_gradient) {
+      multiply_together(plan.of_query);
+#pragma omp for schedule(static) nowait
+      for (int64_t i = 0; i < queries; i += kShare) {
+        normalize_backward(p.query + i * width, plan.query_inverse + i, out + i * width,
+                           share(i, queries), width, p.factor, out + i * width,
+                           p.projection ? p.projection + i : nullptr, 1);
+      }
+    }
+    if (float *out = p.key_gradient) {
+      multiply_together(plan.of_key);
+#pragma omp for schedule(static) nowait
+      for (int64_t j = 0; j < keys; j += kShare) {
+        normalize_backward(p.key + j * width, plan.key_inverse + j, out + j * width, share(j, keys),
+                           width, p.factor, out + j * width, nullptr, 1);
+      }
+    }
+  }
+  double total = 0.0;
+  for (int64_t i = 0; i < queries; ++i) {
+    const double weight = p.panel.weight ? p.panel.weight[i] : p.panel.uniform_weight;
+    total += weight * p.panel.softmax.loss[i];
+  }
+  *p.total = static_cast<float>(total);
+}
