@@ -32,6 +32,11 @@ def _native_problem() -> str:
     return ""
 
 
+def _native_detail() -> str:
+    products = " and products" if native.load().sf_outruns_blas() else ""
+    return f"row panels, native loops{products} ({native.instruction_set()})"
+
+
 MISSING = {"cpu": _native_problem(), "triton": NO_KERNELS, "cuda": NO_KERNELS}
 
 
@@ -56,7 +61,7 @@ def backends() -> dict[str, BackendStatus]:
     details = {
         "reference": "plain torch in double precision with the full N x N matrix",
         "torch": "row panels on torch operations, any device",
-        "cpu": f"row panels, native loops ({'' if MISSING['cpu'] else native.instruction_set()})",
+        "cpu": "" if MISSING["cpu"] else _native_detail(),
     }
     return {
         name: BackendStatus(not MISSING.get(name), MISSING.get(name) or details[name])
