@@ -66,10 +66,15 @@ def peak_memory(method: str, rows: int, width: int) -> float | None:
 
 
 def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    """The processor's name, with AMD's generation where virtual machines leave it out."""
+    path = Path("/proc/cpuinfo")
+    info = path.read_text() if path.exists() else ""
+    found = re.search(r"family\s*: (\d+)(?s:.*?)model name\s*: (.*)", info)
+    if not found:
+        return platform.processor() or platform.machine()
+    family, name = found.groups()
+    generations = {"25": "Zen 4" if "avx512f" in info else "Zen 3", "26": "Zen 5"}
+    return f"{name} {generations[family]}" if "AMD" in name and family in generations else name
 
 
 def machine() -> str:
