@@ -9,8 +9,7 @@ import torch
 
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.kernels import native
-from simcse_fast.kernels.infonce import cpu, torch_ops
-from simcse_fast.kernels.infonce.panels import release_workspace
+from simcse_fast.kernels.infonce import cpu, torch_ops, workspace
 
 if TYPE_CHECKING:
     from simcse_fast.kernels.infonce.panels import Part
@@ -92,7 +91,7 @@ def set_workspace_limit(limit: int | None) -> None:
     if limit is not None and limit <= 0:
         raise ValueError(f"limit: expected at least 1 byte, got {limit}.")
     _limit = limit
-    release_workspace()
+    workspace.release()
 
 
 def workspace_limit(device: torch.device) -> int:

@@ -10,7 +10,7 @@ import torch
 from info_nce_cases import evaluate, random_case
 
 from simcse_fast import InfoNCELoss, autograd, backends, info_nce, set_workspace_limit
-from simcse_fast.kernels.infonce import panels
+from simcse_fast.kernels.infonce import workspace
 from simcse_fast.kernels.infonce.terms import Block, Terms
 
 BACKENDS = ["auto", "torch"]
@@ -211,13 +211,14 @@ def test_nothing_is_read_before_it_is_written(options, backend, monkeypatch):
 
 def test_the_workspace_limit_is_kept(monkeypatch):
     case, sizes = random_case(600, width=64), []  # wider than a small batch
-    build = panels._Products.__init__
+    borrowed = workspace.borrowed
 
-    def watch(self, *arguments):
-        build(self, *arguments)
-        sizes.append(self.workspace.nbytes)
+    def watch(purpose, like, size):
+        if purpose == "panel":
+            sizes.append(size * like.element_size())
+        return borrowed(purpose, like, size)
 
-    monkeypatch.setattr(panels._Products, "__init__", watch)
+    monkeypatch.setattr(workspace, "borrowed", watch)
     for limit in (600 * 4, 10_000, 10**9):
         set_workspace_limit(limit)
         info_nce(case.query, case.key)

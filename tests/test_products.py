@@ -4,7 +4,8 @@ import pytest
 import torch
 from info_nce_cases import assert_no_worse, random_case
 
-from simcse_fast import backends, set_workspace_limit
+from simcse_fast import backends, info_nce, set_workspace_limit
+from simcse_fast.demo.timing import peak_megabytes
 from simcse_fast.kernels import native
 from simcse_fast.kernels.infonce import cpu
 
@@ -53,3 +54,13 @@ def test_products_of_all_strides(sizes, turned, add):
 )
 def test_no_worse_than_torch_in_panels(options):
     assert_no_worse(lambda seed: random_case(301, width=67, seed=seed, **options), backend="cpu")
+
+
+@pytest.mark.usefixtures("small_workspace")
+def test_memory_does_not_grow_with_the_panels():
+    x = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    step = lambda: info_nce(x, x).backward()  # noqa: E731
+    megabytes, _ = peak_megabytes(step)  # 1024 panels of 4 rows; the keys, packed: 0.5 MB
+    if megabytes is None:
+        pytest.skip("the system does not say")
+    assert megabytes < 20

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simcse_fast.kernels import native
-from simcse_fast.kernels.infonce import torch_ops
+from simcse_fast.kernels.infonce import torch_ops, workspace
 from simcse_fast.kernels.infonce.panels import Result, SquarePart
 from simcse_fast.kernels.infonce.terms import Job
 
@@ -51,9 +51,10 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
         *(out.data_ptr(), out.stride(0), *out.shape, left.shape[1], add, None),
         torch.get_num_threads(),
     )
-    scratch = out.new_empty(library.sf_product_scratch(ctypes.byref(product)))
-    product.scratch = scratch.data_ptr()
-    library.sf_multiply(ctypes.byref(product))
+    at = ctypes.byref(product)
+    with workspace.borrowed("product", out, library.sf_product_scratch(at)) as scratch:
+        product.scratch = scratch.data_ptr()
+        library.sf_multiply(at)
 
 
 def rows(panel: Tensor, hard: Tensor | None, job: Job, begin: int, gradient: bool) -> Tensor:

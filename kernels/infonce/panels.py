@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from simcse_fast.kernels.infonce import workspace
 from simcse_fast.kernels.infonce.terms import Job
 
 
@@ -89,12 +90,15 @@ def run(
     everything = [*tensors, *([] if hard is None else [hard.flatten(0, 1)])]
     pairs = [part.normalize(x) if job.terms.normalize else (x, None) for x in everything]
     units = [unit for unit, _ in pairs]
-    products = _Products(part, units, needs, job, limit)
-    own = None
-    if hard is not None:
-        own = _Hard(units[job.terms.blocks[0].anchor], units[-1].view(hard.shape), products)
-    losses = (_square if job.terms.symmetric else _rows)(part, products, own, job)
-    _give_back(products.memory)
+    columns = job.segments[-1].begin + job.segments[-1].width
+    step = panel_rows(len(job.labels), columns, units[0].element_size(), limit)
+    with workspace.borrowed("panel", units[0], step * columns) as memory:
+        panel = memory.as_strided((step, columns), (columns, 1))
+        products = _Products(part, units, needs, job, panel)
+        own = None
+        if hard is not None:
+            own = _Hard(units[job.terms.blocks[0].anchor], units[-1].view(hard.shape), products)
+        losses = (_square if job.terms.symmetric else _rows)(part, products, own, job)
     of_scale: list[Tensor | None] = []
     for x, (_, inverse), gradient in zip(everything, pairs, products.sums, strict=True):
         if gradient is None:
@@ -104,45 +108,23 @@ def run(
     return Result(losses, products.sums, of_scale[0])
 
 
-_kept: dict[torch.dtype, Tensor] = {}
-
-
-def _take(like: Tensor, size: int) -> Tensor:
-    """Memory for `size` numbers; on a CPU that of the last call, whose pages are mapped already."""
-    kept = _kept.pop(like.dtype, None) if like.device.type == "cpu" else None
-    return like.new_empty(size) if kept is None or kept.numel() < size else kept
-
-
-def _give_back(memory: Tensor) -> None:
-    if memory.device.type == "cpu" and not memory.is_inference():  # no other mode may write those
-        _kept[memory.dtype] = memory
-
-
-def release_workspace() -> None:
-    """Return the workspace that is kept between calls to the system."""
-    _kept.clear()
-
-
 class _Products:
     """The matrix products of a problem: panels of similarities in one workspace, and back."""
 
     def __init__(
-        self, part: Part, units: list[Tensor], needs: Sequence[bool], job: Job, limit: int
+        self, part: Part, units: list[Tensor], needs: Sequence[bool], job: Job, panel: Tensor
     ) -> None:
         self.part, self.units, self.needs, self.blocks = part, units, needs, job.terms.blocks
         self.sums: list[Tensor | None] = [None] * len(units)
         self.rows = job.labels.shape[0]
-        columns = job.segments[-1].begin + job.segments[-1].width
-        self.step = panel_rows(self.rows, columns, units[0].element_size(), limit)
-        self.memory = _take(units[0], self.step * columns)
-        self.workspace = self.memory.as_strided((self.step, columns), (columns, 1))
+        self.step, self.panel = len(panel), panel
         self.whole = self.step == self.rows
         self.wanted = any(needs)
 
     def panels(self) -> Iterator[tuple[int, Tensor]]:
         """First row and similarities (C, columns) of each panel, in turn in the same memory."""
         for begin in range(0, self.rows, self.step):
-            panel = self.workspace if self.whole else self.workspace[: self.rows - begin]
+            panel = self.panel if self.whole else self.panel[: self.rows - begin]
             for anchor, key, part in self._parts(panel):
                 mine = _rows_of(self.units[anchor], begin, len(panel))
                 self.part.multiply(mine, self.units[key].T, part, add=False)
@@ -218,7 +200,7 @@ def _rows(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tenso
 def _square(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tensor:
     query, key = (products.units[i] for i in (0, 1))
     state = part.square(job, torch.linalg.vecdot(query, key))
-    panel = products.workspace
+    panel = products.panel
     for begin, panel in products.panels():
         hard = None if own is None else own.similarities(begin, begin + panel.shape[0])
         state.first(panel, hard, begin, products.wanted)
