@@ -28,8 +28,8 @@ typedef enum { SF_OK = 0, SF_BAD_ARGUMENT = 1 } sf_status;
 
 SF_API int32_t sf_abi_version(void);
 
-/* The instruction set in use: "avx512", "avx2" or "baseline"; the best of this processor at first.
- */
+/* The instruction set in use: "amx" (AVX-512 with matrix registers), "avx512", "avx2" or
+ * "baseline"; the best of this processor at first. */
 SF_API const char *sf_instruction_set(void);
 /* Use another one (for tests). SF_BAD_ARGUMENT if the processor lacks it. */
 SF_API int32_t sf_use_instruction_set(const char *name);
@@ -59,10 +59,11 @@ typedef struct {
 
 /* out (rows, columns) = or += left (rows, depth) right (depth, columns). */
 SF_API int32_t sf_multiply(const sf_product *product);
-/* Numbers of scratch that sf_multiply needs, at most 2^22 and 2^16 a thread; -1: bad argument. */
+/* Numbers of scratch that sf_multiply needs, at most 2^23 and 2^18 a thread; -1: bad argument.
+ * Tiles read faster where it begins at a multiple of 64 bytes. */
 SF_API int64_t sf_product_scratch(const sf_product *product);
-/* Whether sf_multiply is the quicker choice here: on processors with AVX-512 that are not Intel's,
- * where the MKL inside torch keeps to 256 bits. */
+/* Whether sf_multiply is the quicker choice here: with matrix registers, which MKL does not use for
+ * float32, and with AVX-512 on processors that are not Intel's, where MKL keeps to 256 bits. */
 SF_API int32_t sf_outruns_blas(void);
 
 /* Columns [begin, begin + width) of a panel; column begin + labels[i] is row i's own. */

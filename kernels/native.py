@@ -176,5 +176,5 @@ def load() -> ctypes.CDLL:
 
 
 def instruction_set() -> str:
-    """The vector instructions in use: avx512, avx2 or baseline."""
+    """The instruction set in use: amx, avx512, avx2 or baseline."""
     return str(load().sf_instruction_set().decode())

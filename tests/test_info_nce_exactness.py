@@ -222,7 +222,7 @@ def test_the_workspace_limit_changes_nothing_but_rounding(rows_of_a_panel, symme
 
 @pytest.mark.skipif(not backends()["cpu"].available, reason="the native library was not built")
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
-@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "amx"])
 def test_every_instruction_set(name, symmetric):
     best = native.instruction_set()
     try:

@@ -1,4 +1,4 @@
-// The CPU loss between its matrix products: the loops, built for three instruction sets, and the
+// The CPU loss between its matrix products: the loops, built for four instruction sets, and the
 // choice between them at run time.
 
 #include "simcse_fast.h"
@@ -9,6 +9,16 @@
 #include <omp.h>
 #else
 static int omp_get_thread_num() { return 0; }
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SF_HAS_X86_SETS
+#if defined(__linux__) && __GNUC__ >= 12
+#define SF_HAS_AMX
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #if defined(__GNUC__)
@@ -50,8 +60,7 @@ namespace baseline {
 #undef SF_FMA
 }  // namespace baseline
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SF_HAS_X86_SETS
+#ifdef SF_HAS_X86_SETS
 // Asked for by name: left to contraction, products that two sums share are rounded first.
 #define SF_FMA(a, b, c) __builtin_fmaf(a, b, c)
 #pragma GCC push_options
@@ -68,6 +77,15 @@ namespace avx2 {
 namespace avx512 {
 #include "infonce_loops.h"
 }  // namespace avx512
+#ifdef SF_HAS_AMX
+#pragma GCC target("amx-tile,amx-bf16")
+#define SF_AMX_TILES
+namespace amx {
+#include "infonce_loops.h"
+}  // namespace amx
+#undef SF_AMX_TILES
+#endif
+#undef SF_LANES
 #pragma GCC pop_options
 #endif
 
@@ -77,12 +95,28 @@ struct InstructionSet {
   bool here;
 };
 
+#ifdef SF_HAS_X86_SETS
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+#ifdef SF_HAS_AMX
+// The kernel gives the matrix registers to processes that ask for them.
+bool has_amx() {
+  constexpr long kAsk = 0x1023, kMatrixRegisters = 18;
+  return has_avx512() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kAsk, kMatrixRegisters) == 0;
+}
+#endif
+
 const InstructionSet *instruction_sets() {
   static const InstructionSet sets[] = {
 #ifdef SF_HAS_X86_SETS
-      {"avx512", &avx512::kLoops,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+#ifdef SF_HAS_AMX
+      {"amx", &amx::kLoops, has_amx()},
+#endif
+      {"avx512", &avx512::kLoops, has_avx512()},
       {"avx2", &avx2::kLoops, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
       {"baseline", &baseline::kLoops, true},
@@ -159,7 +193,8 @@ int32_t sf_normalize_backward(const float *x, const float *inverse_norm, const f
 
 int32_t sf_outruns_blas(void) {
 #ifdef SF_HAS_X86_SETS
-  return current()->loops == &avx512::kLoops && !__builtin_cpu_is("intel");
+  const bool avx512 = current()->loops == &avx512::kLoops;
+  return std::strcmp(sf_instruction_set(), "amx") == 0 || (avx512 && !__builtin_cpu_is("intel"));
 #else
   return 0;
 #endif

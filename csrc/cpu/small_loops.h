@@ -31,13 +31,18 @@ struct SmallPlan {
     key = query + rows * width;
     query_inverse = key + columns * width;
     key_inverse = query_inverse + rows;
-    float *const scratch = key_inverse + columns;
+    float *const scratch = p.scratch + vectors(p);
     similarity = {query,  width, 1,       key,   1, width,   panel,
                   stride, rows,  columns, width, 0, scratch, threads};
     of_query = {panel, stride, 1,     key,     width, 1,       p.query_gradient,
                 width, rows,   width, columns, 0,     scratch, threads};
     of_key = {panel, 1,       stride, query, width, 1,       p.key_gradient,
               width, columns, width,  rows,  0,     scratch, threads};
+  }
+
+  // Unit rows and inverse lengths; what follows begins at a multiple of 64 bytes, if they do.
+  static int64_t vectors(const sf_small &p) {
+    return pieces((p.panel.rows + p.panel.segments[0].width) * (p.width + 1), 16) * 16;
   }
 };
 
@@ -46,7 +51,7 @@ int64_t small_scratch(const sf_small &p) {
   int64_t most = product_scratch(plan.similarity);
   if (p.query_gradient) most = larger(most, product_scratch(plan.of_query));
   if (p.key_gradient) most = larger(most, product_scratch(plan.of_key));
-  return (p.panel.rows + p.panel.segments[0].width) * (p.width + 1) + most;
+  return SmallPlan::vectors(p) + most;
 }
 
 void small(const sf_small &p) {

@@ -28,7 +28,7 @@ int main() {
   expect(sf_abi_version() == SF_ABI_VERSION, "version of header and library", sf_abi_version(),
          SF_ABI_VERSION);
   const std::string best = sf_instruction_set();
-  for (const char *name : {"avx512", "avx2", "baseline"}) {
+  for (const char *name : {"amx", "avx512", "avx2", "baseline"}) {
     if (sf_use_instruction_set(name) != SF_OK) {
       expect(best != name, "the instruction set in use can be named");
       std::printf("%s: not on this processor\n", name);
