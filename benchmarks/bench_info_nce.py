@@ -18,6 +18,7 @@ from simcse_fast.kernels.infonce import cpu, torch_ops
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 WIDTHS = (128, 384, 768, 1024)
+HALF = (128, 512, 1024, 4096, 8192)  # rows, at D = 768, of inputs with 16 bits
 MEMORY = ((4096, 768), (8192, 768), (16384, 768), (32768, 256))
 
 
@@ -67,6 +68,33 @@ def measure(rows: int, width: int, methods: dict[str, peers.Step]) -> dict[str, 
     return {"rows": rows, "width": width, "ms": result}
 
 
+def half(rows: int, width: int = 768) -> dict[str, Any]:
+    """Ours and the textbook loss for inputs of 16 bits."""
+    steps = {}
+    for dtype in (torch.bfloat16, torch.float16):
+        query, key = peers.pair(rows, width, dtype)
+        for name in ("simcse_fast", "eager"):
+            step = peers.MAKERS[name]()
+
+            def run(step: peers.Step = step, query: Tensor = query, key: Tensor = key) -> None:
+                query.grad = key.grad = None
+                step(query, key)
+
+            steps[f"{name} {str(dtype).removeprefix('torch.')}"] = run
+    times = harness.interleaved(steps, seconds=2.0)
+    result = {name: harness.summary(values) for name, values in times.items()}
+    print(f"{rows:6} x {width:5}  ", {k: v["median"] for k, v in result.items()}, flush=True)
+    return {"rows": rows, "width": width, "half_ms": result}
+
+
+def without_amx(query: Tensor, key: Tensor) -> None:
+    """Ours with the products and vectors of AVX-512."""
+    library = native.load()
+    library.sf_use_instruction_set(b"avx512")
+    peers.MAKERS["simcse_fast"]()(query, key)
+    library.sf_use_instruction_set(b"amx")
+
+
 def memory(rows: int, width: int) -> dict[str, Any]:
     """Peak memory of each method in a process of its own."""
     found = {name: harness.peak_memory(name, rows, width) for name in peers.MAKERS}
@@ -84,8 +112,11 @@ def main() -> None:
             methods[name] = make()
         except ImportError as error:
             absent[name] = f"not measured: {error}"
+    if native.instruction_set() == "amx":
+        methods["simcse_fast without AMX"] = without_amx
     torch._dynamo.config.cache_size_limit = 64  # noqa: SLF001  # one entry a shape
     rows = [measure(n, d, methods) for d in WIDTHS for n in sizes]
+    rows += [half(n) for n in HALF if not sys.argv[1:] or n in sizes]
     rows += [memory(n, d) for n, d in MEMORY if not sys.argv[1:] or n in sizes]
     rows += [{"absent": absent}] if absent else []
     if not sys.argv[1:]:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from simcse_fast.kernels import native
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -77,10 +79,18 @@ def processor() -> str:
     return f"{name} {generations[family]}" if "AMD" in name and family in generations else name
 
 
+def instruction_set() -> str:
+    """Of the native library; torch's where there is none."""
+    try:
+        return native.instruction_set()
+    except OSError:
+        return torch.backends.cpu.get_cpu_capability().lower()
+
+
 def machine() -> str:
-    """Processor and vector instructions, as part of a file's name: amd-epyc-avx512."""
+    """Processor and instruction set, as part of a file's name: intel-xeon-amx."""
     name = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", "", processor())
-    words = re.findall(r"\w+", f"{name} {torch.backends.cpu.get_cpu_capability()}")
+    words = re.findall(r"\w+", f"{name} {instruction_set()}")
     return "-".join(words).lower()
 
 
@@ -101,7 +111,7 @@ def provenance() -> dict[str, Any]:
     program = f"python -m {module.name}" if module else Path(sys.argv[0]).name
     return {
         "processor": processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "capability": instruction_set(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

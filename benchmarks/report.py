@@ -15,8 +15,11 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 OURS, EAGER, BARE = "simcse_fast", "eager", "three bare products"
 COLOURS = dict(
     zip(
-        (OURS, BARE, "three of our products", EAGER, "torch.compile", "cut-cross-entropy (torch)"),
-        ("#0072B2", "#999999", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"),
+        (
+            *(OURS, f"{OURS} without AMX", BARE, "three of our products", EAGER, "torch.compile"),
+            "cut-cross-entropy (torch)",
+        ),
+        ("#0072B2", "#003C5F", "#999999", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"),
         strict=True,
     )
 )
@@ -48,6 +51,17 @@ def speed_table(rows: list[dict[str, Any]], width: int) -> list[str]:
         cells = [f"{ms[n]:,.2f}" if n in ms else "not run" for n in (OURS, *names)]
         ratios = f"{ms[EAGER] / ms[OURS]:.2f} | {ms[BARE] / ms[OURS]:.2f}"
         lines.append(f"| {row['rows']:,} | {' | '.join(cells)} | {ratios} |")
+    return lines
+
+
+def half_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Milliseconds for inputs of 16 bits."""
+    rows = [row for row in rows if "half_ms" in row]
+    names = list(rows[0]["half_ms"])
+    lines = ["| N x D | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+    for row in rows:
+        cells = [f"{value['median']:,.2f}" for value in row["half_ms"].values()]
+        lines.append(f"| {row['rows']:,} x {row['width']} | {' | '.join(cells)} |")
     return lines
 
 
@@ -105,7 +119,7 @@ def section(result: dict[str, Any], picture: str) -> list[str]:
     rows, source = result["rows"], result["provenance"]
     widths = sorted({row["width"] for row in rows if "ms" in row})
     versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v != "not installed")
-    machine = f"{source['processor']}, {source['capability']}, {source['threads']} threads"
+    machine = f"{source['processor']}, {source['capability'].upper()}, {source['threads']} threads"
     lines = [
         f"## The loss on {machine}",
         "",
@@ -116,6 +130,8 @@ def section(result: dict[str, Any], picture: str) -> list[str]:
     ]
     for width in widths:
         lines += [f"### D = {width}", "", *speed_table(rows, width), ""]
+    if any("half_ms" in row for row in rows):
+        lines += ["### Inputs of 16 bits", "", *half_table(rows), ""]
     lines += ["### Peak memory", "", MEMORY, "", *memory_table(rows), ""]
     lines += [f"### Error of the gradients, D = {widths[0]}", ""]
     lines += ["Relative, against the textbook loss in fp64.", "", *error_table(rows, widths[0]), ""]

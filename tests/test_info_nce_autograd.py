@@ -210,7 +210,7 @@ def test_nothing_is_read_before_it_is_written(options, backend, monkeypatch):
 
 
 def test_the_workspace_limit_is_kept(monkeypatch):
-    case, sizes = random_case(600, width=64), []  # wider than a small batch
+    case, sizes = random_case(600, width=400), []  # wider than a small batch
     borrowed = workspace.borrowed
 
     def watch(purpose, like, size):

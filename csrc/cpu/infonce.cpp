@@ -4,6 +4,7 @@
 #include "simcse_fast.h"
 
 #include <cstring>
+#include <numeric>
 
 #ifdef _OPENMP
 #include <omp.h>

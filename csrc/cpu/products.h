@@ -47,8 +47,10 @@ struct Cut {
         block = pieces(block / 2, kHigh) * kHigh;
       }
     }
-    block = even(p.rows, block, kHigh);
     group = even(columns, group, kWide);
+    // As many pieces for each thread.
+    const int64_t share = p.threads / std::gcd<int64_t>(p.threads, pieces(columns, group));
+    block = even(p.rows, pieces(p.rows, pieces(pieces(p.rows, block), share) * share), kHigh);
   }
   int64_t slab() const { return packed(columns, depth); }
   int64_t packed_block() const { return packed(block, smaller(kDeep, depth)); }

@@ -13,7 +13,9 @@ from simcse_fast.kernels.infonce.panels import Result, SquarePart
 from simcse_fast.kernels.infonce.terms import Job
 
 LOG2E = math.log2(math.e)
-SMALL = 1 << 24  # multiplications of a product, up to which one native call is quickest
+# Multiplications of a product up to which one native call is quickest: with torch's products in the
+# panels, and with ours.
+SMALL = 1 << 24, 1 << 27
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +115,8 @@ def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result
     """A batch of normalized pairs, whole in one native call; None for what is not small."""
     terms, (rows, width), columns = job.terms, query.shape, len(key)
     plain = terms.normalize and not terms.symmetric and len(job.segments) == 1
-    if not plain or rows * columns * max(width, 32) > SMALL:
+    library = native.load()
+    if not plain or rows * columns * max(width, 32) > SMALL[library.sf_outruns_blas()]:
         return None
     panel = query.new_empty(rows, columns)
     losses, total = query.new_empty(rows), query.new_empty(())
@@ -128,7 +131,7 @@ def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result
         *(query.data_ptr(), key.data_ptr(), width, float(job.scale), None, total.data_ptr()),
         *(_pointer(of_query), _pointer(of_key), _pointer(projection)),
     )
-    library, at = native.load(), ctypes.byref(batch)
+    at = ctypes.byref(batch)
     scratch = query.new_empty(library.sf_small_scratch(at))
     batch.scratch = scratch.data_ptr()
     library.sf_infonce_small(at)
