@@ -213,7 +213,7 @@ def information_command(options: argparse.Namespace) -> None:
     information = import_module("simcse_fast.information")
     try:
         table: InformationTable = information.information_gain(
-            options.corpus,
+            [Path(name) for name in options.corpus],  # a name is never a sentence
             tokenizer=load_tokenizer(options.tokenizer),
             min_count=options.min_count,
             threads=options.threads,

@@ -115,6 +115,9 @@ def test_information_writes_the_whole_table(corpus, tmp_path, capsys):
     ("arguments", "message"),
     [
         pytest.param(["gone.txt"], "no file 'gone.txt'", id="missing"),
+        pytest.param(["gone.md"], "no file 'gone.md'", id="missing-of-another-kind"),
+        pytest.param(["CORPUS", "table.csv"], "no file 'table.csv'", id="one-of-two-missing"),
+        pytest.param(["CORPUS", "."], "expected .txt, .parquet, .jsonl", id="folder"),
         pytest.param(["CORPUS", "--output", "t.xlsx"], "in .parquet or .csv", id="ending"),
         pytest.param(["CORPUS", "--output", "no/t.csv"], "cannot be written", id="no-folder"),
         pytest.param(["CORPUS", "--tokenizer", "no.json"], "cannot be loaded", id="tokenizer"),

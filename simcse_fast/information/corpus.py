@@ -204,7 +204,8 @@ def find_files(path: str) -> list[Path]:
     found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not found:
         raise ValueError(
-            f"corpus: no file {path!r:.200}; expected {ACCEPTED}; put a single sentence in a list"
+            f"corpus: no file {path!r:.200}; expected {', '.join(ENDINGS)}; put a single "
+            "sentence in a list"
         )
     return [Path(name) for name in found]
 
