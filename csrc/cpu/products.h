@@ -79,10 +79,10 @@ void piece_of(const sf_product &p, const Cut &cut, int64_t i, int64_t high, int6
       const float *right = slab + packed(cut.columns, k) + packed(j + c, deep);
       for (int64_t r = 0; r < high; r += kHigh) {
         float *to = out + (i + r) * p.out_row + j + c;
+        // Each tile of a column brings a share of the right factor's next lines nearer.
+        const float *ahead = right + packed(kWide, deep) * (kBlockRows + r) / kBlockRows;
         if (high - r >= kHigh && wide - c >= kWide)
-          tile(left + packed(r, deep), right, deep, to, p.out_row, add,
-               right + packed(kWide, deep) +
-                   packed(kWide, deep) / (kBlockRows / kHigh) * (r / kHigh));
+          tile(left + packed(r, deep), right, deep, to, p.out_row, add, ahead);
         else
           edge(left + packed(r, deep), right, deep, to, p.out_row, add, smaller(kHigh, high - r),
                smaller(kWide, wide - c));
