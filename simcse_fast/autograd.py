@@ -65,7 +65,7 @@ def _forward(
     )
     with _no_autocast(inputs[0].device.type):
         result = panels.run(
-            part_of(call.backend, wide),
+            part_of(call.backend, wide, job.scale),
             inputs,
             None if hard is None else hard.to(wide).contiguous(),
             job,
@@ -136,10 +136,10 @@ class _Loss(torch.autograd.Function):
                 _, kept = _forward(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
                 upstream = upstream.new_ones(())
             gradients = _weighed(kept, upstream, inputs)
-        return None, *_once(gradients, [upstream, *tensors])
+        return None, *_once(gradients, [upstream, *inputs])
 
 
-def _once(gradients: list[Tensor | None], depends_on: list[Tensor]) -> list[Tensor | None]:
+def _once(gradients: list[Tensor | None], depends_on: list[Tensor | None]) -> list[Tensor | None]:
     """The same gradients, which raise where someone differentiates them."""
     if not torch.is_grad_enabled():
         return gradients
@@ -150,7 +150,7 @@ class _Once(torch.autograd.Function):
     """A gradient that raises when it is differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *depends_on: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, gradient: Tensor, *depends_on: Tensor | None) -> Tensor:  # noqa: ARG004
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -290,7 +290,7 @@ def _operator_backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
         wanted = _wanted(scale, hard, call.needs)
         some = [g if n else None for g, n in zip(kept, wanted, strict=True)]
         gradients = _weighed(some, factor, [scale, hard, *tensors])
-    of_scale, of_hard, *of_tensors = _once(gradients, [factor, *tensors])
+    of_scale, of_hard, *of_tensors = _once(gradients, [factor, scale, hard, *tensors])
     return of_tensors, of_hard, of_scale, *[None] * 8
 
 

@@ -12,10 +12,13 @@ from simcse_fast.kernels import native
 from simcse_fast.kernels.infonce import cpu, torch_ops, workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from simcse_fast.kernels.infonce.panels import Part
 
 NAMES = ("auto", "reference", "torch", "cpu", "triton", "cuda")
 DEFAULT_LIMIT = {"cpu": 96 << 20, "cuda": 1536 << 20}
+SCALES = 1e-9, 1e9  # of the native loops: 1 / temperature
 NO_KERNELS = "this version has no GPU kernels yet; CUDA tensors take torch"
 _limit: int | None = None
 
@@ -71,7 +74,8 @@ def backends() -> dict[str, BackendStatus]:
 def set_workspace_limit(limit: int | None) -> None:
     """Bound the panel of similarities that a loss holds beside its inputs and gradients.
 
-    On a CPU the last panel is kept for the next call; setting a limit releases it.
+    On a CPU, matrix products of our own pack up to 24 MiB and 1 MiB a thread beside it. What the
+    last call used is kept for the next one; setting a limit releases it.
 
     Args:
         limit: bytes, >= 1; a panel has at least one row. None restores the default, 96 MiB on a
@@ -120,6 +124,11 @@ def choose(backend: str, device: torch.device) -> str:
     return backend
 
 
-def part_of(name: str, dtype: torch.dtype) -> Part:
-    """The part of the panel plan behind a name; the native one is fp32."""
-    return cpu if name == "cpu" and dtype == torch.float32 else torch_ops
+def part_of(name: str, dtype: torch.dtype, scale: Tensor | float) -> Part:
+    """The part of the panel plan behind a name.
+
+    The native one is fp32, and for logits that its mark for columns left out lies far below.
+    """
+    if name != "cpu" or dtype != torch.float32:
+        return torch_ops
+    return cpu if SCALES[0] <= float(scale) <= SCALES[1] else torch_ops

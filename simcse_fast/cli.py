@@ -224,7 +224,8 @@ def information_command(options: argparse.Namespace) -> None:
         write_table(table, options.output)
     rows = table.top(options.top, by=options.by)
     if not options.json:
-        write_lines([repr(rows)])
+        rare = f"\nNo word occurs {options.min_count} times; --min-count 1 shows all."
+        write_lines([repr(rows) + ("" if len(table) else rare)])
         return
     records = [
         {name: None if value != value else value for name, value in row.items()}  # noqa: PLR0124 - NaN

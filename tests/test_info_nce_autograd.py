@@ -7,7 +7,8 @@ import itertools
 
 import pytest
 import torch
-from info_nce_cases import evaluate, random_case
+from info_nce_cases import Case, evaluate, random_case
+from torch._subclasses import FakeTensorMode
 
 from simcse_fast import InfoNCELoss, autograd, backends, info_nce, set_workspace_limit
 from simcse_fast.kernels.infonce import workspace
@@ -103,15 +104,18 @@ def test_terms_survive_the_operators_schema(reduction):
     ("backend", "compiled"), [*itertools.product(BACKENDS, [False, True]), ("reference", False)]
 )
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_second_derivatives_raise(compiled, reduction, backend):
-    case = random_case(6, width=4)
-    query = case.query.requires_grad_()
+@pytest.mark.parametrize("name", ["query", "key", "hard_negatives", "temperature"])
+def test_second_derivatives_raise(name, compiled, reduction, backend):
+    case = random_case(6, width=4, hard=2)
+    tensors = {n: getattr(case, n) for n in ("query", "key", "hard_negatives", "temperature")}
+    chosen = tensors[name].requires_grad_()
+    torch.compiler.reset()  # each case is a graph of its own, of which torch keeps eight
     function = TRACED(info_nce) if compiled else info_nce
-    loss = function(query, case.key, reduction=reduction, backend=backend)
+    loss = function(**tensors, reduction=reduction, backend=backend)
 
     def twice():
-        (gradient,) = torch.autograd.grad(loss.sum(), query, create_graph=True)
-        torch.autograd.grad(gradient.sum(), query)
+        (gradient,) = torch.autograd.grad(loss.sum(), chosen, create_graph=True)
+        torch.autograd.grad(gradient.sum(), chosen)
 
     with pytest.raises(RuntimeError, match=r"second derivatives|create_graph"):
         twice()  # compiled, torch itself refuses create_graph
@@ -278,3 +282,24 @@ def test_module_and_function_agree():
         symmetric=True, hardness=2.0, label_smoothing=0.1,
     )  # fmt: skip
     assert torch.equal(found, expected)
+
+
+def test_a_fake_tensor_leaves_nothing_behind():
+    with FakeTensorMode():
+        fake = torch.empty(5, 3)
+        assert info_nce(fake, fake).shape == ()
+    assert info_nce(torch.eye(5), torch.eye(5)) < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("small", [False, True], ids=["panels", "small"])
+def test_one_row_of_any_stride(small, backend):
+    column = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    options = {"normalize": small, "backend": backend}
+    keys = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    found, expected = (
+        evaluate(info_nce, Case(query, keys), **options)
+        for query in (column.T, column.T.contiguous())  # strides (1, 1) and (64, 1)
+    )
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_fast import info_nce
+from simcse_fast import backends, info_nce, set_workspace_limit
+
+BACKENDS = [name for name in ("torch", "cpu") if backends()[name].available]
 
 SIZES = st.integers(1, 40)
 SEEDS = st.integers(0, 2**31)
@@ -87,3 +90,32 @@ def test_symmetric_is_the_mean_of_both_directions(rows, seed, temperature):
     one = info_nce(query, key, temperature=temperature)
     other = info_nce(key, query, temperature=temperature)
     torch.testing.assert_close(both, (one + other) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows_of_a_panel", [100, 33])
+def test_equal_keys_tie_with_the_positive_in_both_directions(rows_of_a_panel, backend):
+    """A margin of 0 keeps them, and the gradient is that of the loss."""
+    g = torch.Generator().manual_seed(0)
+    keys = torch.randn(50, 128, generator=g).repeat_interleave(2, 0)
+    query = keys + 0.1 * torch.randn(100, 128, generator=g)
+    options = {"symmetric": True, "false_negative_margin": 0.0}
+    set_workspace_limit(rows_of_a_panel * 100 * keys.element_size())
+    found = gradients(query, keys, backend=backend, **options)
+    set_workspace_limit(None)
+    exact = gradients(query.double(), keys.double(), backend="reference", **options)
+    for x, y in zip(found, exact, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=0, atol=1e-6)
+
+
+def gradients(query, key, **options):
+    query, key = (x.clone().requires_grad_() for x in (query, key))
+    loss = info_nce(query, key, **options)
+    return loss.detach(), *torch.autograd.grad(loss, (query, key))
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-12, 1e12, 1e30])
+def test_temperatures_at_the_ends(temperature):
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    expected = info_nce(x, x, temperature=temperature, backend="reference")
+    torch.testing.assert_close(info_nce(x, x, temperature=temperature), expected)

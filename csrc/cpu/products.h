@@ -5,8 +5,6 @@
 // A header of tiles gives kHigh, kWide, kDeep and the sizes of blocks, pack_left and pack_right for
 // kHigh and kWide lines, packed() for the floats that those fill, and tile().
 
-constexpr int64_t kSlab = 1 << 22;  // numbers of the right factor that are packed at a time
-
 SF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 SF_INLINE int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
@@ -22,6 +20,9 @@ SF_INLINE int64_t even(int64_t size, int64_t piece, int64_t step) {
 #include "vector_tiles.h"
 #endif
 
+constexpr int64_t kSlab =
+    packed(1 << 17, 32);  // of the right factor packed at a time: 2^22 numbers
+
 // How a product is cut up: a slab of the right factor is packed by all threads, then the threads
 // take pieces of block rows by group columns.
 struct Cut {
@@ -30,12 +31,11 @@ struct Cut {
 
   explicit Cut(const sf_product &p) {
     const int64_t wide = pieces(p.columns, kWide) * kWide;
-    if (p.depth <= kSlab / kGroupColumns / 2) {
-      depth = p.depth;
-      columns = smaller(wide, kSlab / depth / kWide * kWide);
-    } else {
+    columns = smaller(wide, kSlab / packed(kWide, p.depth) * kWide);
+    depth = p.depth;
+    if (columns < smaller(wide, 2 * kGroupColumns)) {
       columns = smaller(wide, 2 * kGroupColumns);
-      depth = smaller(p.depth, kSlab / columns / kDeep * kDeep);
+      depth = smaller(p.depth, kSlab / packed(columns, kDeep) * kDeep);
     }
     block = kBlockRows;
     group = kGroupColumns;

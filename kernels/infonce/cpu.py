@@ -48,9 +48,10 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
     if not library.sf_outruns_blas():
         torch_ops.multiply(left, right, out, add)
         return
+    line = out.stride(0) if len(out) > 1 else out.shape[1]  # of a single row it may be anything
     product = native.Product(  # by position, in the order of sf_product
         *(left.data_ptr(), *left.stride(), right.data_ptr(), *right.stride()),
-        *(out.data_ptr(), out.stride(0), *out.shape, left.shape[1], add, None),
+        *(out.data_ptr(), line, *out.shape, left.shape[1], add, None),
         torch.get_num_threads(),
     )
     at = ctypes.byref(product)

@@ -15,6 +15,8 @@ from torch import Tensor
 from simcse_fast.kernels.infonce import workspace
 from simcse_fast.kernels.infonce.terms import Job
 
+DIAGONAL = 128  # rows of the blocks in which the pairs of a symmetric loss are compared first
+
 
 class Part(Protocol):
     """What happens between the products; see torch_ops.py for the plain form of each function."""
@@ -130,6 +132,19 @@ class _Products:
                 self.part.multiply(mine, self.units[key].T, part, add=False)
             yield begin, panel
 
+    def diagonal(self) -> Tensor:
+        """Each pair's similarity, by products like the panels': equal keys are equally similar."""
+        query, key = self.units[:2]
+        size = min(self.step, DIAGONAL)
+        block = self.panel.view(-1)[: size * size].view(size, size)
+        found = query.new_empty(self.rows)
+        for begin in range(0, self.rows, size):
+            mine, theirs = query[begin : begin + size], key[begin : begin + size]
+            corner = block[: len(mine), : len(mine)]
+            self.part.multiply(mine, theirs.T, corner, add=False)
+            found[begin : begin + size] = corner.diagonal()
+        return found
+
     def backward(self, panel: Tensor, begin: int) -> None:
         """Add a panel's two products per block, G K and G^T Q, to the tensors that want them."""
         for anchor, key, part in self._parts(panel):
@@ -198,10 +213,10 @@ def _rows(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tenso
 
 
 def _square(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tensor:
-    query, key = (products.units[i] for i in (0, 1))
-    state = part.square(job, torch.linalg.vecdot(query, key))
-    panel = products.panel
+    positive, panel = products.diagonal(), products.panel
+    state = part.square(job, positive)
     for begin, panel in products.panels():
+        _place(positive, panel, begin)
         hard = None if own is None else own.similarities(begin, begin + panel.shape[0])
         state.first(panel, hard, begin, products.wanted)
         if own is not None and hard is not None and products.wanted:
@@ -211,6 +226,12 @@ def _square(part: Part, products: _Products, own: _Hard | None, job: Job) -> Ten
         # A matrix that fits the workspace is still in it; otherwise its panels are formed again.
         again = iter([(0, panel)]) if products.whole else products.panels()
         for begin, similarities in again:
+            _place(positive, similarities, begin)
             state.second(similarities, begin)
             products.backward(similarities, begin)
     return losses
+
+
+def _place(positive: Tensor, panel: Tensor, begin: int) -> None:
+    """Have rows, columns and both passes see one number for each pair, as a margin must."""
+    panel.diagonal(begin).copy_(positive[begin : begin + len(panel)])

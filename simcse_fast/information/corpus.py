@@ -61,7 +61,7 @@ def read_corpus(corpus: object) -> Sentences | TokenIds:
         if not hasattr(corpus, "__len__") or isinstance(corpus, Mapping):
             raise TypeError("corpus: pass one split, in memory, or an iterable of its sentences")
         return from_table(corpus.with_format("arrow")[:], "corpus")
-    if isinstance(corpus, tuple) and len(corpus) in {2, 3} and hasattr(corpus[0], "dtype"):
+    if isinstance(corpus, tuple) and len(corpus) in {2, 3} and not is_text(corpus[0]):
         return from_ids(*corpus)
     if isinstance(corpus, bytes | Mapping) or hasattr(corpus, "columns"):
         raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
@@ -70,14 +70,24 @@ def read_corpus(corpus: object) -> Sentences | TokenIds:
     return from_texts(list(corpus))
 
 
+def is_text(entry: object) -> bool:
+    """A sentence or a path, not an array."""
+    return isinstance(entry, str | bytes | os.PathLike) or not isinstance(entry, Iterable)
+
+
 def from_texts(texts: list[Any]) -> Sentences:
     """Sentences, or paths where every entry is one."""
     if texts and all(
-        isinstance(text, os.PathLike) or (isinstance(text, str) and text.endswith(ENDINGS))
+        isinstance(text, os.PathLike) or (isinstance(text, str) and names_files(text))
         for text in texts
     ):
         return join([read_file(path) for text in texts for path in find_files(os.fspath(text))])
     return from_strings(texts)
+
+
+def names_files(text: str) -> bool:
+    """Whether a string is a path rather than a sentence that ends in one."""
+    return text.endswith(ENDINGS) and (" " not in text or os.path.exists(text))  # noqa: PTH110 - any string
 
 
 def from_strings(texts: list[Any]) -> Sentences:
@@ -99,14 +109,10 @@ def from_strings(texts: list[Any]) -> Sentences:
 
 def from_arrow(array: pa.Array | pa.ChunkedArray, where: str) -> Sentences:
     """Arrow strings, zero copy where they are one chunk of large_string."""
+    if not is_strings(array.type):
+        raise TypeError(f"{where}: expected an Arrow array of strings, got type {array.type}")
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
-    if not (
-        pa.types.is_string(array.type)
-        or pa.types.is_large_string(array.type)
-        or pa.types.is_string_view(array.type)
-    ):
-        raise TypeError(f"{where}: expected an Arrow array of strings, got type {array.type}")
     if array.null_count:
         row = array.is_null().to_pylist().index(True)
         raise ValueError(f"{where}: row {row} is null; expected a string")
@@ -123,6 +129,13 @@ def from_arrow(array: pa.Array | pa.ChunkedArray, where: str) -> Sentences:
     return Sentences(np.frombuffer(data or b"", np.uint8), starts)
 
 
+def is_strings(kind: pa.DataType) -> bool:
+    """Strings in any of Arrow's layouts."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
 def valid(array: pa.Array | pa.ChunkedArray) -> bool:
     """Whether all strings are valid UTF-8."""
     try:
@@ -134,13 +147,7 @@ def valid(array: pa.Array | pa.ChunkedArray) -> bool:
 
 def from_table(table: pa.Table, where: str) -> Sentences:
     """The column of sentences."""
-    strings = [
-        field.name
-        for field in table.schema
-        if pa.types.is_string(field.type)
-        or pa.types.is_large_string(field.type)
-        or pa.types.is_string_view(field.type)
-    ]
+    strings = [field.name for field in table.schema if is_strings(field.type)]
     return from_arrow(table[text_column(strings, table.column_names, where)], where)
 
 
@@ -201,7 +208,8 @@ def check_vocabulary(words: list[Any]) -> None:
 
 def find_files(path: str) -> list[Path]:
     """The file, or all that match the pattern, in order of their names."""
-    found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+    # os.path and glob take any string, however long; Path.glob refuses absolute patterns.
+    found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))  # noqa: PTH110, PTH207
     if not found:
         raise ValueError(
             f"corpus: no file {path!r:.200}; expected {', '.join(ENDINGS)}; put a single "
@@ -265,10 +273,9 @@ def read_jsonl(path: Path) -> Sentences:
         where = f"corpus: {path}, line {number}"
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}: not JSON ({error.msg}); expected one value a line"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", error)
+            raise ValueError(f"{where}: not JSON ({reason}); expected one value a line") from None
         if isinstance(value, dict):
             if column is None:
                 strings = [name for name, entry in value.items() if isinstance(entry, str)]
@@ -278,6 +285,10 @@ def read_jsonl(path: Path) -> Sentences:
             raise ValueError(  # noqa: TRY004 - the file's content, not the caller's type
                 f"{where}: expected a string, or an object with a string in a field"
             )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: a lone surrogate, which no UTF-8 text can hold") from None
         texts.append(value)
     return from_strings(texts)
 

@@ -185,7 +185,7 @@ def build_table(numbered: Numbered, gains: Any, min_count: int) -> InformationTa
         "word": pa.array(words, pa.string() if words and isinstance(words[0], str) else None),
         "count": counts,
         "probability": probability,
-        "self_information": -np.log(probability),
+        "self_information": 0.0 - np.log(probability),  # not -0.0 for the only word
         "information_gain": gains[:shown],
     }
     table = pa.table(columns).sort_by([("count", "descending"), ("word", "ascending")])

@@ -130,6 +130,7 @@ class InformationTable:
 
         Raises:
             KeyError: there is no such column.
+            ValueError: rows < 0, or the column is that of the words.
 
         Example:
             >>> from simcse_fast.information import information_gain
@@ -137,6 +138,10 @@ class InformationTable:
             >>> table.top(1).column("word").item()  # d is only beside c, which is rare
             'd'
         """
+        if rows < 0 or by == "word":
+            raise ValueError(
+                f"top: expected rows >= 0 and a column of numbers, got {rows}, {by!r}."
+            )
         values = self.column(by)
         order = np.argsort(-values, kind="stable")
         return self._with(self.arrow.take(order[:rows]))

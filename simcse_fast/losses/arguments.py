@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -50,8 +51,9 @@ def labels_of(labels: Tensor | None, query: Tensor, key: Tensor, symmetric: bool
             raise ValueError(
                 f"labels: needed when query has more rows than key ({rows} > {columns})."
             )
-        return arange(rows, query.device)
+        return arange(rows, query)
     _check_integers("labels", labels, query, rows, "query")
+    labels = labels.to(torch.int64)
     outside = (labels < 0) | (labels >= columns)
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(~outside.any(), "labels: a value does not index a row of key")  # noqa: SLF001
@@ -62,7 +64,7 @@ def labels_of(labels: Tensor | None, query: Tensor, key: Tensor, symmetric: bool
             f"(value {int(labels[row])}); each must index a row of key, which has shape "
             f"{tuple(key.shape)}."
         )
-    return labels.to(torch.int64).contiguous()
+    return labels.contiguous()
 
 
 def _check_integers(name: str, x: Tensor, query: Tensor, rows: int, of: str) -> None:
@@ -106,12 +108,39 @@ def check_range(
     name: str, value: float, low: float, high: float, *, open_below: bool = False
 ) -> None:
     """A finite number, not below `low` (or above it), not above `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}.")
     if not (low < value if open_below else low <= value) or value > high or value == math.inf:
         kind = f"> {low}" if open_below else f">= {low}"
         bound = "" if math.isinf(high) else f" and <= {high}"
         raise ValueError(f"{name}: expected a finite number {kind}{bound}, got {value}.")
+
+
+def check_options(
+    *,
+    hardness: float = 0.0,
+    hard_negative_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    false_negative_margin: float | None = None,
+    reduction: str = "mean",
+    process_group: object = None,
+    **_others: object,
+) -> None:
+    """The values of options that are neither tensors nor the temperature."""
+    check_range("hardness", hardness, 0, math.inf)
+    check_range("hard_negative_weight", hard_negative_weight, 0, math.inf, open_below=True)
+    check_range("label_smoothing", label_smoothing, 0, 1)
+    margin = 0.0 if false_negative_margin is None else false_negative_margin
+    if isinstance(margin, bool) or not isinstance(margin, Real):
+        raise TypeError(
+            f"false_negative_margin: expected a number or None, got {type(margin).__name__}."
+        )
+    if math.isnan(margin):
+        raise ValueError("false_negative_margin: expected a number or None, got nan.")
+    if not isinstance(reduction, str) or reduction not in {"mean", "sum", "none"}:
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}.")
+    if process_group is not None:
+        raise ValueError("process_group: this version computes the loss of one process; pass None.")
 
 
 def scale_of(temperature: float | Tensor, query: Tensor) -> tuple[Tensor | None, float]:
@@ -130,8 +159,8 @@ def scale_of(temperature: float | Tensor, query: Tensor) -> tuple[Tensor | None,
         )
     if temperature.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(temperature > 0, "temperature: expected > 0")  # noqa: SLF001
-    elif not temperature > 0:
-        raise ValueError(f"temperature: expected > 0, got {temperature.item()}.")
+    elif not 0 < (value := temperature.item()) < math.inf:
+        raise ValueError(f"temperature: expected a finite number > 0, got {value}.")
     return temperature.double().reciprocal(), 1.0  # in fp64, as 1 / a number is
 
 
@@ -170,12 +199,12 @@ def check_finite(**tensors: Tensor | None) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _kept_arange(rows: int, device: torch.device) -> Tensor:
-    return torch.arange(rows, device=device)
+def _kept_arange(rows: int) -> Tensor:
+    return torch.arange(rows)
 
 
-def arange(rows: int, device: torch.device) -> Tensor:
-    """0 ... rows - 1; in eager mode on a CPU that of the last call, for small batches."""
-    keep = device.type == "cpu" and not torch.compiler.is_compiling()
-    keep = keep and not torch.is_inference_mode_enabled()
-    return _kept_arange(rows, device) if keep else torch.arange(rows, device=device)
+def arange(rows: int, like: Tensor) -> Tensor:
+    """0 ... rows - 1; of plain tensors on a CPU that of the last call, for small batches."""
+    keep = type(like) in (Tensor, torch.nn.Parameter) and like.device.type == "cpu"
+    keep = keep and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+    return _kept_arange(rows) if keep else torch.arange(rows, device=like.device)

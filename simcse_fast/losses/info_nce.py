@@ -81,25 +81,18 @@ def info_nce(
     arguments.check_pair(query, key)
     labels = arguments.labels_of(labels, query, key, symmetric)
     scale, scale_value = arguments.scale_of(temperature, query)
-    # Defaults are not checked: a small batch is worth a few calls.
     if hard_negatives is not None:
         arguments.check_hard_negatives(hard_negatives, query)
     if query_ids is not None or key_ids is not None:
         query_ids, key_ids = arguments.ids_of(query_ids, key_ids, query, key)
-    if hardness != 0:
-        arguments.check_range("hardness", hardness, 0, math.inf)
-    if label_smoothing != 0:
-        arguments.check_range("label_smoothing", label_smoothing, 0, 1)
-    if hard_negative_weight != 1:
-        arguments.check_range(
-            "hard_negative_weight", hard_negative_weight, 0, math.inf, open_below=True
-        )
-    if false_negative_margin is not None and math.isnan(false_negative_margin):
-        raise ValueError("false_negative_margin: expected a number or None, got nan.")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}.")
-    if process_group is not None:
-        raise ValueError("process_group: this version computes the loss of one process; pass None.")
+    arguments.check_options(
+        hardness=hardness,
+        hard_negative_weight=hard_negative_weight,
+        label_smoothing=label_smoothing,
+        false_negative_margin=false_negative_margin,
+        reduction=reduction,
+        process_group=process_group,
+    )
     if check_finite:
         arguments.check_finite(query=query, key=key, hard_negatives=hard_negatives)
     terms = Terms(
@@ -136,7 +129,7 @@ class InfoNCELoss(nn.Module):
 
     Raises:
         TypeError: an option that `info_nce` does not have, or that belongs to the call.
-        ValueError: temperature is not positive.
+        ValueError, TypeError: the temperature or an option is out of its range.
 
     Example:
         >>> loss = InfoNCELoss(temperature=1.0, learnable=True)
@@ -155,6 +148,7 @@ class InfoNCELoss(nn.Module):
         if unknown := sorted(set(options) - set(self.OPTIONS)):
             raise TypeError(f"options: {unknown} unknown; expected some of {list(self.OPTIONS)}.")
         arguments.check_range("temperature", temperature, 0, math.inf, open_below=True)
+        arguments.check_options(**options)
         self.learnable = learnable
         self.options = options
         self._temperature = float(temperature)
@@ -210,11 +204,11 @@ def block_softmax(
     Row i is the i-th sample; it owns the columns i, i + period, ... of each block. The tensors
     (rows, D) come from a drop-in loss, which has checked them.
     """
-    rows, device = blocks[0].period, tensors[0].device
+    rows = blocks[0].period
     call = Call(
-        labels=arguments.arange(rows, device),
+        labels=arguments.arange(rows, tensors[0]),
         terms=Terms(blocks=blocks, normalize=normalize),
-        backend=choose(backend, device),
+        backend=choose(backend, tensors[0].device),
         needs=_needs(tensors, None, None),
         scale_value=scale,
         uniform_weight=1 / rows,

@@ -71,6 +71,13 @@ void check_all_products() {
   check_product(3, 1100, 4200, false, true, false, 3);  // several slabs both ways
   check_product(3, 5, 9000, true, false, true, 2);
   check_product(3, 70000, 64, false, true, true, 2);
+  float x = 0;  // its scratch has a bound, also where a factor is padded most
+  for (const int64_t depth : {1, 33, 100000})
+    for (const int64_t columns : {1, 33, 1000000}) {
+      const sf_product wide = {&x,      depth, 1,       &x,    columns, 1,  &x,
+                               columns, 64,    columns, depth, 0,       &x, 4};
+      expect(sf_product_scratch(&wide) <= (1 << 23) + 4 * (1 << 18), "the scratch keeps its bound");
+    }
   sf_product empty{};
   expect(sf_multiply(&empty) == SF_BAD_ARGUMENT, "an empty product is refused");
   expect(sf_product_scratch(&empty) == -1, "an empty product has no scratch");
