@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 6
+#define SF_ABI_VERSION 7
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -109,23 +109,6 @@ typedef struct {
 SF_API int32_t sf_infonce_rows(const sf_rows *panel);
 
 typedef struct {
-  sf_rows panel;            /* one segment, at 0; similarity is scratch */
-  const float *query, *key; /* (rows, width), (columns, width) */
-  int64_t width;
-  float factor;          /* multiplies the gradients */
-  float *scratch;        /* sf_small_scratch numbers */
-  float *total;          /* sum of weight * loss */
-  float *query_gradient; /* (rows, width), or NULL */
-  float *key_gradient;   /* (columns, width), or NULL */
-  float *projection;     /* (rows) <unit query, its gradient without factor>, or NULL */
-} sf_small;
-
-/* A small batch in one call, normalisation and products included: losses and gradients. */
-SF_API int32_t sf_infonce_small(const sf_small *batch);
-/* Numbers of scratch that it needs; -1: bad argument. */
-SF_API int64_t sf_small_scratch(const sf_small *batch);
-
-typedef struct {
   float *similarity;    /* (rows, stride): rows [first_row, first_row + rows) of a square */
   int64_t rows, stride; /* matrix of `columns` rows and columns, positives on the diagonal */
   int64_t first_row, columns;
@@ -151,6 +134,26 @@ SF_API int32_t sf_infonce_columns(const sf_square *panel);
 SF_API int32_t sf_infonce_columns_end(const sf_square *panel);
 /* Second pass: similarities -> weight * (dloss_row + dloss_column) / dlogit, in place. */
 SF_API int32_t sf_infonce_square(const sf_square *panel);
+
+typedef struct {
+  sf_rows panel;            /* one segment, at 0; similarity is scratch */
+  const sf_square *square;  /* NULL, or both directions: the state of the columns, and the terms of
+                               the gradient; what it says of similarities and positives is not read,
+                               and the panel's softmax is the square's row */
+  const float *query, *key; /* (rows, width), (columns, width) */
+  int64_t width;
+  float factor;          /* multiplies the gradients */
+  float *scratch;        /* sf_small_scratch numbers */
+  float *total;          /* sum of weight * loss, of both directions */
+  float *query_gradient; /* (rows, width), or NULL */
+  float *key_gradient;   /* (columns, width), or NULL */
+  float *projection;     /* (rows) <unit query, its gradient without factor>, or NULL */
+} sf_small;
+
+/* A small batch in one call, normalisation and products included: losses and gradients. */
+SF_API int32_t sf_infonce_small(const sf_small *batch);
+/* Numbers of scratch that it needs; -1: bad argument. */
+SF_API int64_t sf_small_scratch(const sf_small *batch);
 
 #ifdef __cplusplus
 }

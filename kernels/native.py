@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 
@@ -83,23 +83,6 @@ class Rows(Structure):
     )
 
 
-class Small(Structure):
-    """sf_small."""
-
-    _fields_ = (
-        ("panel", Rows),
-        ("query", c_void_p),
-        ("key", c_void_p),
-        ("width", c_int64),
-        ("factor", c_float),
-        ("scratch", c_void_p),
-        ("total", c_void_p),
-        ("query_gradient", c_void_p),
-        ("key_gradient", c_void_p),
-        ("projection", c_void_p),
-    )
-
-
 class Square(Structure):
     """sf_square."""
 
@@ -124,6 +107,24 @@ class Square(Structure):
         ("logit_sum", c_void_p),
         ("column_count", c_void_p),
         ("threads", c_int32),
+    )
+
+
+class Small(Structure):
+    """sf_small."""
+
+    _fields_ = (
+        ("panel", Rows),
+        ("square", POINTER(Square)),
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("width", c_int64),
+        ("factor", c_float),
+        ("scratch", c_void_p),
+        ("total", c_void_p),
+        ("query_gradient", c_void_p),
+        ("key_gradient", c_void_p),
+        ("projection", c_void_p),
     )
 
 

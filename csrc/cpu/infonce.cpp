@@ -4,6 +4,7 @@
 #include "simcse_fast.h"
 
 #include <cstring>
+#include <initializer_list>
 #include <numeric>
 
 #ifdef _OPENMP
@@ -151,7 +152,7 @@ bool valid(const sf_small *p) {
   return p && valid(&p->panel) && p->panel.rows >= 1 && p->panel.segment_count == 1 &&
          p->panel.segments[0].begin == 0 && p->panel.segments[0].width >= 1 &&
          p->panel.segments[0].width <= p->panel.stride && p->query && p->key && p->total &&
-         p->width >= 1;
+         p->width >= 1 && (!p->square || p->panel.rows == p->panel.segments[0].width);
 }
 
 bool valid(const sf_square *p) {

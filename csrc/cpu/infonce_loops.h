@@ -308,6 +308,16 @@ SF_INLINE void strip_of_columns(const sf_square &p, int64_t first, int64_t n) {
   for (int64_t j = 0; j < n; ++j) p.column.offset[first + j] = offset[j];
 }
 
+// Some columns of a square, for one thread.
+struct ColumnRange : sf_square {
+  int64_t first, count;
+};
+
+template <Filter F, bool Smooth>
+struct Strip {
+  static void run(const ColumnRange &p) { strip_of_columns<F, Smooth>(p, p.first, p.count); }
+};
+
 template <Filter F, bool Smooth>
 void columns_of(const sf_square &p) {
 #pragma omp parallel for schedule(static) num_threads(p.threads) if (p.rows * p.columns > kParallel)

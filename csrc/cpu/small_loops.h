@@ -11,7 +11,18 @@ sf_rows rows_from(const sf_rows &p, int64_t begin, int64_t count) {
   part.labels += begin;
   if (p.query_ids) part.query_ids += begin;
   if (p.weight) part.weight += begin;
-  part.softmax.loss += begin;
+  for (float **member : {&part.softmax.loss, &part.softmax.offset, &part.softmax.inverse_sum,
+                         &part.softmax.miss, &part.softmax.smoothing})
+    if (*member) *member += begin;
+  part.threads = 1;
+  return part;
+}
+
+sf_square square_from(const sf_square &p, int64_t begin, int64_t count) {
+  sf_square part = p;
+  part.similarity += begin * p.stride;
+  part.first_row = begin;
+  part.rows = count;
   part.threads = 1;
   return part;
 }
@@ -19,7 +30,7 @@ sf_rows rows_from(const sf_rows &p, int64_t begin, int64_t count) {
 // The products of a small batch, in the order of the plan, and where they keep what.
 struct SmallPlan {
   int threads;
-  float *query, *key, *query_inverse, *key_inverse;
+  float *query, *key, *query_inverse, *key_inverse, *positive;
   sf_product similarity, of_query, of_key;
 
   explicit SmallPlan(const sf_small &p) {
@@ -31,6 +42,7 @@ struct SmallPlan {
     key = query + rows * width;
     query_inverse = key + columns * width;
     key_inverse = query_inverse + rows;
+    positive = key_inverse + columns;
     float *const scratch = p.scratch + vectors(p);
     similarity = {query,  width, 1,       key,   1, width,   panel,
                   stride, rows,  columns, width, 0, scratch, threads};
@@ -40,9 +52,11 @@ struct SmallPlan {
               width, columns, width,  rows,  0,     scratch, threads};
   }
 
-  // Unit rows and inverse lengths; what follows begins at a multiple of 64 bytes, if they do.
+  // Unit rows, inverse lengths and the pairs' similarities; what follows begins at a multiple of 64
+  // bytes, if they do.
   static int64_t vectors(const sf_small &p) {
-    return pieces((p.panel.rows + p.panel.segments[0].width) * (p.width + 1), 16) * 16;
+    const int64_t rows = p.panel.rows, columns = p.panel.segments[0].width;
+    return pieces((rows + columns) * (p.width + 1) + rows, 16) * 16;
   }
 };
 
@@ -52,6 +66,32 @@ int64_t small_scratch(const sf_small &p) {
   if (p.query_gradient) most = larger(most, product_scratch(plan.of_query));
   if (p.key_gradient) most = larger(most, product_scratch(plan.of_key));
   return SmallPlan::vectors(p) + most;
+}
+
+// Similarities -> losses and gradients of both directions, by every thread of a team.
+void square_together(const sf_rows &panel, sf_square p, float *positive) {
+  const int64_t n = panel.rows;
+  p.similarity = panel.similarity;
+  p.stride = panel.stride;
+  p.positive = positive;
+  p.columns = n;
+  const sf_square whole = square_from(p, 0, n);
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < n; i += kShare) {
+    const int64_t count = smaller(kShare, n - i);
+    for (int64_t k = i; k < i + count; ++k) positive[k] = panel.similarity[k * panel.stride + k];
+    sf_rows part = rows_from(panel, i, count);
+    part.write_gradient = 0;
+    rows(part);
+  }
+#pragma omp for schedule(static)
+  for (int64_t first = 0; first < n; first += kStrip)
+    choose<Strip>(ColumnRange{whole, first, smaller(kStrip, n - first)});
+#pragma omp single
+  columns_end(whole);
+  if (!panel.write_gradient) return;
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < n; i += kShare) square(square_from(p, i, smaller(kShare, n - i)));
 }
 
 void small(const sf_small &p) {
@@ -69,8 +109,12 @@ void small(const sf_small &p) {
       normalize(p.key + j * width, share(j, keys), width, plan.key + j * width,
                 plan.key_inverse + j, 1);
     multiply_together(plan.similarity);
+    if (p.square) {
+      square_together(p.panel, *p.square, plan.positive);
+    } else {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < queries; i += kShare) rows(rows_from(p.panel, i, share(i, queries)));
+      for (int64_t i = 0; i < queries; i += kShare) rows(rows_from(p.panel, i, share(i, queries)));
+    }
     if (float *out = p.query_gradient) {
       multiply_together(plan.of_query);
 #pragma omp for schedule(static) nowait
@@ -93,6 +137,7 @@ void small(const sf_small &p) {
   for (int64_t i = 0; i < queries; ++i) {
     const double weight = p.panel.weight ? p.panel.weight[i] : p.panel.uniform_weight;
     total += weight * p.panel.softmax.loss[i];
+    if (p.square) total += weight * p.square->column.loss[i];
   }
   *p.total = static_cast<float>(total);
 }

@@ -96,6 +96,10 @@ class _Square:
 
     def end_of_first(self) -> Tensor:
         native.load().sf_infonce_columns_end(ctypes.byref(self.panel))
+        return self.mean_losses()
+
+    def mean_losses(self) -> Tensor:
+        """Of both directions."""
         return (self.softmax[0] + self.softmax[5]) / 2
 
     def second(self, panel: Tensor, begin: int) -> None:
@@ -115,20 +119,23 @@ class _Square:
 def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result | None:
     """A batch of normalized pairs, whole in one native call; None for what is not small."""
     terms, (rows, width), columns = job.terms, query.shape, len(key)
-    plain = terms.normalize and not terms.symmetric and len(job.segments) == 1
+    plain = terms.normalize and len(job.segments) == 1
     library = native.load()
     if not plain or rows * columns * max(width, 32) > SMALL[library.sf_outruns_blas()]:
         return None
     panel = query.new_empty(rows, columns)
-    losses, total = query.new_empty(rows), query.new_empty(())
+    total = query.new_empty(())
     of_query = torch.empty_like(query) if needs[0] else None
     of_key = torch.empty_like(key) if needs[1] else None
     learned = needs[0] and isinstance(job.scale, Tensor)
     projection = query.new_empty(rows) if learned else None
-    softmax = native.Softmax(losses.data_ptr())
+    both = _Square(job, query.new_empty(rows)) if terms.symmetric else None
+    losses = query.new_empty(rows) if both is None else both.softmax[0]
+    softmax = native.Softmax(losses.data_ptr()) if both is None else both.panel.row
     write = needs[0] or needs[1], False
     batch = native.Small(  # by position, in the order of sf_small
         _panel(panel.data_ptr(), rows, columns, None, job, 0, softmax, write),
+        None if both is None else ctypes.pointer(both.panel),
         *(query.data_ptr(), key.data_ptr(), width, float(job.scale), None, total.data_ptr()),
         *(_pointer(of_query), _pointer(of_key), _pointer(projection)),
     )
@@ -137,6 +144,8 @@ def small(query: Tensor, key: Tensor, job: Job, needs: Sequence[bool]) -> Result
     batch.scratch = scratch.data_ptr()
     library.sf_infonce_small(at)
     of_scale = None if projection is None else projection.sum(dtype=torch.float64)
+    if both is not None:
+        losses = both.mean_losses()
     return Result(losses, [of_query, of_key], of_scale, total)
 
 
