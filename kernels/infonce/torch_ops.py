@@ -15,10 +15,10 @@ SHORTEST = 1e-12  # rows below are divided by it instead of their length, as in 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, D) -> unit rows and (rows,) inverse lengths."""
-    norm = torch.linalg.vector_norm(x, dim=-1)
+    # In double: an error in a row's length moves all its logits alike.
+    norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     inverse = norm.clamp_min(SHORTEST).reciprocal().masked_fill(norm == 0, 0)
-    # Divided, not multiplied by the inverse: one rounding less in what every logit shares.
-    return x / norm.clamp_min(SHORTEST)[:, None], inverse
+    return (x * inverse[:, None]).to(x.dtype), inverse.to(x.dtype)
 
 
 def normalize_backward(

@@ -28,7 +28,8 @@ void through_length(const float *x, const std::vector<double> &u, double factor,
   for (int64_t d = 0; d < width; ++d) g[d] = scale * (g[d] - along * u[d]);
 }
 
-void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, bool gradients) {
+void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, bool gradients,
+                 bool both, int32_t threads) {
   Guarded<float> query(rows * width), key(columns * width);
   fill(query);
   fill(key);
@@ -37,7 +38,7 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
   Guarded<float> query_gradient(rows * width, kNaN), key_gradient(columns * width, kNaN);
   Guarded<float> projection(rows, kNaN);
   Guarded<int64_t> labels(rows);
-  for (int64_t i = 0; i < rows; ++i) labels[i] = (3 * i) % columns;
+  for (int64_t i = 0; i < rows; ++i) labels[i] = both ? i : (3 * i) % columns;
   const sf_segment segment{0, columns, kSlope, kSlope, SF_OWN_POSITIVE};
 
   sf_small batch{};
@@ -51,7 +52,23 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
   batch.panel.uniform_weight = 0.5f;
   batch.panel.write_gradient = gradients;
   batch.panel.softmax.loss = loss.data();
-  batch.panel.threads = 1;
+  batch.panel.threads = threads;
+  Ends row(rows), column(columns);
+  Guarded<double> column_sum(columns), logit_sum(columns);
+  Guarded<int64_t> column_count(columns);
+  sf_square square{};
+  square.slope = square.positive_slope = kSlope;
+  square.margin = kInfinity;
+  square.uniform_weight = 0.5f;
+  square.row = row.view();
+  square.column = column.view();
+  square.column_sum = column_sum.data();
+  square.logit_sum = logit_sum.data();
+  square.column_count = column_count.data();
+  if (both) {
+    batch.square = &square;
+    batch.panel.softmax = square.row;
+  }
   batch.query = query.data();
   batch.key = key.data();
   batch.width = width;
@@ -67,25 +84,37 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
   std::vector<std::vector<double>> q, k;
   for (int64_t i = 0; i < rows; ++i) q.push_back(unit_row(query.data() + i * width, width));
   for (int64_t j = 0; j < columns; ++j) k.push_back(unit_row(key.data() + j * width, width));
-  std::vector<double> of_query(rows * width), of_key(columns * width);
+  std::vector<double> cosine(rows * columns), g(rows * columns);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j)
+      for (int64_t d = 0; d < width; ++d) cosine[i * columns + j] += q[i][d] * k[j][d];
   double sum = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    std::vector<Entry> row;
-    for (int64_t j = 0; j < columns; ++j) {
-      double cosine = 0;
-      for (int64_t d = 0; d < width; ++d) cosine += q[i][d] * k[j][d];
-      row.push_back({kSlope * cosine, true});
-    }
-    const Softmax wanted = softmax(row, labels[i], 0);
-    expect_near(loss[i], wanted.loss, 1e-5, 2e-5, "loss");
+    std::vector<Entry> logits;
+    for (int64_t j = 0; j < columns; ++j)
+      logits.push_back({kSlope * cosine[i * columns + j], true});
+    const Softmax wanted = softmax(logits, labels[i], 0);
+    expect_near(both ? row.loss[i] : loss[i], wanted.loss, 1e-5, 2e-5, "loss");
     sum += 0.5 * wanted.loss;
+    for (int64_t j = 0; j < columns; ++j) g[i * columns + j] += 0.5 * wanted.gradient[j];
+  }
+  for (int64_t j = 0; both && j < columns; ++j) {
+    std::vector<Entry> logits;
+    for (int64_t i = 0; i < rows; ++i) logits.push_back({kSlope * cosine[i * columns + j], true});
+    const Softmax wanted = softmax(logits, j, 0);
+    expect_near(column.loss[j], wanted.loss, 1e-5, 2e-5, "loss of a column");
+    sum += 0.5 * wanted.loss;
+    for (int64_t i = 0; i < rows; ++i) g[i * columns + j] += 0.5 * wanted.gradient[i];
+  }
+  std::vector<double> of_query(rows * width), of_key(columns * width);
+  for (int64_t i = 0; i < rows; ++i) {
     double along = 0;
     for (int64_t j = 0; j < columns; ++j) {
       for (int64_t d = 0; d < width; ++d) {
-        of_query[i * width + d] += 0.5 * wanted.gradient[j] * k[j][d];
-        of_key[j * width + d] += 0.5 * wanted.gradient[j] * q[i][d];
-        along += 0.5 * wanted.gradient[j] * k[j][d] * q[i][d];
+        of_query[i * width + d] += g[i * columns + j] * k[j][d];
+        of_key[j * width + d] += g[i * columns + j] * q[i][d];
       }
+      along += g[i * columns + j] * cosine[i * columns + j];
     }
     if (gradients) expect_near(projection[i], along, 1e-4, 1e-5, "projection");
   }
@@ -108,12 +137,16 @@ void check_all_small() {
     for (const int64_t columns : {1, 7, 17}) {
       for (const int64_t width : {1, 16, 33, 95}) {
         for (const int64_t stride : {columns, columns + 5}) {
-          check_small(rows, columns, width, stride, true);
-          check_small(rows, columns, width, stride, false);
+          for (const bool gradients : {true, false}) {
+            check_small(rows, columns, width, stride, gradients, false, 1);
+            if (rows == columns) check_small(rows, columns, width, stride, gradients, true, 1);
+          }
         }
       }
     }
   }
+  check_small(300, 300, 33, 301, true, true, 3);  // strips of columns, and several threads
+  check_small(150, 260, 33, 261, true, false, 3);
   sf_small empty{};
   expect(sf_infonce_small(&empty) == SF_BAD_ARGUMENT, "an empty batch is refused");
   expect(sf_small_scratch(&empty) == -1, "an empty batch has no scratch");
