@@ -141,6 +141,7 @@ def section(result: dict[str, Any], picture: str) -> list[str]:
 
 def main() -> None:
     """Write the page and its plots."""
+    plt.rcParams["svg.hashsalt"] = "simcse_fast"  # the same file from the same figures
     lines = [INTRODUCTION, ""]
     for path in sorted(RESULTS.glob("info_nce-cpu-*.json")):
         result = json.loads(path.read_text())
