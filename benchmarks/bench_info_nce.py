@@ -7,7 +7,7 @@ is not timed.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from benchmarks import harness, peers
 from simcse_fast.kernels import native
 from simcse_fast.kernels.infonce import cpu, torch_ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 WIDTHS = (128, 384, 768, 1024)
@@ -37,6 +40,16 @@ def gradient_error(step: peers.Step, query: Tensor, key: Tensor) -> float:
     return max(float((x - y).norm() / y.norm()) for x, y in zip(found, exact, strict=True))
 
 
+def fresh(step: peers.Step, query: Tensor, key: Tensor) -> Callable[[], None]:
+    """A step without the gradients of the last one."""
+
+    def run() -> None:
+        query.grad = key.grad = None
+        step(query, key)
+
+    return run
+
+
 def measure(rows: int, width: int, methods: dict[str, peers.Step]) -> dict[str, Any]:
     """One row of the result."""
     query, key = peers.pair(rows, width)
@@ -48,12 +61,7 @@ def measure(rows: int, width: int, methods: dict[str, peers.Step]) -> dict[str, 
             errors[name] = gradient_error(step, query, key)
             if not errors[name] < 1e-2:
                 raise RuntimeError(f"{name}: gradient error {errors[name]:.1e} at {rows} x {width}")
-
-        def run(step: peers.Step = step) -> None:
-            query.grad = key.grad = None
-            step(query, key)
-
-        steps[name] = run
+        steps[name] = fresh(step, query, key)
     steps["three bare products"] = peers.bare_products(query, key, torch_ops.multiply)
     if native.load().sf_outruns_blas():
         steps["three of our products"] = peers.bare_products(query, key, cpu.multiply)
@@ -74,25 +82,24 @@ def half(rows: int, width: int = 768) -> dict[str, Any]:
     for dtype in (torch.bfloat16, torch.float16):
         query, key = peers.pair(rows, width, dtype)
         for name in ("simcse_fast", "eager"):
-            step = peers.MAKERS[name]()
-
-            def run(step: peers.Step = step, query: Tensor = query, key: Tensor = key) -> None:
-                query.grad = key.grad = None
-                step(query, key)
-
-            steps[f"{name} {str(dtype).removeprefix('torch.')}"] = run
+            step = fresh(peers.MAKERS[name](), query, key)
+            steps[f"{name} {str(dtype).removeprefix('torch.')}"] = step
     times = harness.interleaved(steps, seconds=2.0)
     result = {name: harness.summary(values) for name, values in times.items()}
     print(f"{rows:6} x {width:5}  ", {k: v["median"] for k, v in result.items()}, flush=True)
     return {"rows": rows, "width": width, "half_ms": result}
 
 
-def without_amx(query: Tensor, key: Tensor) -> None:
+def without_amx() -> peers.Step:
     """Ours with the products and vectors of AVX-512."""
-    library = native.load()
-    library.sf_use_instruction_set(b"avx512")
-    peers.MAKERS["simcse_fast"]()(query, key)
-    library.sf_use_instruction_set(b"amx")
+    library, ours = native.load(), peers.MAKERS["simcse_fast"]()
+
+    def step(query: Tensor, key: Tensor) -> None:
+        library.sf_use_instruction_set(b"avx512")
+        ours(query, key)
+        library.sf_use_instruction_set(b"amx")
+
+    return step
 
 
 def memory(rows: int, width: int) -> dict[str, Any]:
@@ -113,7 +120,7 @@ def main() -> None:
         except ImportError as error:
             absent[name] = f"not measured: {error}"
     if native.instruction_set() == "amx":
-        methods["simcse_fast without AMX"] = without_amx
+        methods["simcse_fast without AMX"] = without_amx()
     torch._dynamo.config.cache_size_limit = 64  # noqa: SLF001  # one entry a shape
     rows = [measure(n, d, methods) for d in WIDTHS for n in sizes]
     rows += [half(n) for n in HALF if not sys.argv[1:] or n in sizes]

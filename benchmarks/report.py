@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
 from benchmarks.harness import RESULTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -54,26 +57,20 @@ def speed_table(rows: list[dict[str, Any]], width: int) -> list[str]:
     return lines
 
 
-def half_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Milliseconds for inputs of 16 bits."""
-    rows = [row for row in rows if "half_ms" in row]
-    names = list(rows[0]["half_ms"])
+def plain_table(rows: list[dict[str, Any]], field: str, cell: Callable[[Any], str]) -> list[str]:
+    """One row for each that has the field, one column for each method."""
+    rows = [row for row in rows if field in row]
+    names = list(rows[0][field])
     lines = ["| N x D | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
     for row in rows:
-        cells = [f"{value['median']:,.2f}" for value in row["half_ms"].values()]
+        cells = [cell(value) for value in row[field].values()]
         lines.append(f"| {row['rows']:,} x {row['width']} | {' | '.join(cells)} |")
     return lines
 
 
-def memory_table(rows: list[dict[str, Any]]) -> list[str]:
-    """MiB that one step adds to a process."""
-    rows = [row for row in rows if "mib" in row]
-    names = list(rows[0]["mib"])
-    lines = ["| N x D | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
-    for row in rows:
-        cells = ["not run" if v is None else f"{v:,.0f}" for v in row["mib"].values()]
-        lines.append(f"| {row['rows']:,} x {row['width']} | {' | '.join(cells)} |")
-    return lines
+def mib(value: float | None) -> str:
+    """A cell of the memory table."""
+    return "not run" if value is None else f"{value:,.0f}"
 
 
 def error_table(rows: list[dict[str, Any]], width: int) -> list[str]:
@@ -131,8 +128,9 @@ def section(result: dict[str, Any], picture: str) -> list[str]:
     for width in widths:
         lines += [f"### D = {width}", "", *speed_table(rows, width), ""]
     if any("half_ms" in row for row in rows):
-        lines += ["### Inputs of 16 bits", "", *half_table(rows), ""]
-    lines += ["### Peak memory", "", MEMORY, "", *memory_table(rows), ""]
+        times = plain_table(rows, "half_ms", lambda value: f"{value['median']:,.2f}")
+        lines += ["### Inputs of 16 bits", "", *times, ""]
+    lines += ["### Peak memory", "", MEMORY, "", *plain_table(rows, "mib", mib), ""]
     lines += [f"### Error of the gradients, D = {widths[0]}", ""]
     lines += ["Relative, against the textbook loss in fp64.", "", *error_table(rows, widths[0]), ""]
     absent = next((row["absent"] for row in rows if "absent" in row), {})

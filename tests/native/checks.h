@@ -128,6 +128,23 @@ struct Ends {
   }
 };
 
+// What a symmetric loss keeps of its rows and columns.
+struct SquareState {
+  Ends row, column;
+  Guarded<double> column_sum, logit_sum;
+  Guarded<int64_t> column_count;
+  explicit SquareState(int64_t n)
+      : row(n), column(n), column_sum(n), logit_sum(n), column_count(n) {}
+  void attach(sf_square &panel) {
+    panel.slope = panel.positive_slope = kSlope;
+    panel.row = row.view();
+    panel.column = column.view();
+    panel.column_sum = column_sum.data();
+    panel.logit_sum = logit_sum.data();
+    panel.column_count = column_count.data();
+  }
+};
+
 // With label smoothing small values are differences of larger ones.
 inline double slack(double epsilon) { return epsilon > 0 ? 4e-7 : 1e-12; }
 

@@ -53,18 +53,11 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
   batch.panel.write_gradient = gradients;
   batch.panel.softmax.loss = loss.data();
   batch.panel.threads = threads;
-  Ends row(rows), column(columns);
-  Guarded<double> column_sum(columns), logit_sum(columns);
-  Guarded<int64_t> column_count(columns);
+  SquareState state(rows);
   sf_square square{};
-  square.slope = square.positive_slope = kSlope;
+  state.attach(square);
   square.margin = kInfinity;
   square.uniform_weight = 0.5f;
-  square.row = row.view();
-  square.column = column.view();
-  square.column_sum = column_sum.data();
-  square.logit_sum = logit_sum.data();
-  square.column_count = column_count.data();
   if (both) {
     batch.square = &square;
     batch.panel.softmax = square.row;
@@ -94,7 +87,7 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
     for (int64_t j = 0; j < columns; ++j)
       logits.push_back({kSlope * cosine[i * columns + j], true});
     const Softmax wanted = softmax(logits, labels[i], 0);
-    expect_near(both ? row.loss[i] : loss[i], wanted.loss, 1e-5, 2e-5, "loss");
+    expect_near(both ? state.row.loss[i] : loss[i], wanted.loss, 1e-5, 2e-5, "loss");
     sum += 0.5 * wanted.loss;
     for (int64_t j = 0; j < columns; ++j) g[i * columns + j] += 0.5 * wanted.gradient[j];
   }
@@ -102,7 +95,7 @@ void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, b
     std::vector<Entry> logits;
     for (int64_t i = 0; i < rows; ++i) logits.push_back({kSlope * cosine[i * columns + j], true});
     const Softmax wanted = softmax(logits, j, 0);
-    expect_near(column.loss[j], wanted.loss, 1e-5, 2e-5, "loss of a column");
+    expect_near(state.column.loss[j], wanted.loss, 1e-5, 2e-5, "loss of a column");
     sum += 0.5 * wanted.loss;
     for (int64_t i = 0; i < rows; ++i) g[i * columns + j] += 0.5 * wanted.gradient[i];
   }

@@ -12,29 +12,23 @@ struct SquareCase {
   float positive_at;
 };
 
-struct SquareProblem {
+struct SquareProblem : SquareState {
   SquareCase c;
   int64_t stride;
   Guarded<float> similarity, positive, weight;
-  Guarded<int64_t> labels, query_ids, key_ids, column_count;
-  Guarded<double> column_sum, logit_sum;
-  Ends row, column;
+  Guarded<int64_t> labels, query_ids, key_ids;
   sf_square panel{};
 
   explicit SquareProblem(const SquareCase &c)
-      : c(c),
+      : SquareState(c.columns),
+        c(c),
         stride(c.columns + 3),
         similarity(c.columns * stride),
         positive(c.columns),
         weight(c.weighted ? c.columns : 0),
         labels(c.columns),
         query_ids(c.filter == kIds ? c.columns : 0),
-        key_ids(c.filter == kIds ? c.columns : 0),
-        column_count(c.columns),
-        column_sum(c.columns),
-        logit_sum(c.columns),
-        row(c.columns),
-        column(c.columns) {
+        key_ids(c.filter == kIds ? c.columns : 0) {
     for (int64_t i = 0; i < similarity.size(); ++i) similarity[i] = uniform(-0.5f, 0.5f);
     for (int64_t i = 0; i < weight.size(); ++i) weight[i] = uniform(0, 2);
     for (int64_t i = 0; i < c.columns; ++i) {
@@ -46,7 +40,7 @@ struct SquareProblem {
     panel = {};
     panel.stride = stride;
     panel.columns = c.columns;
-    panel.slope = panel.positive_slope = kSlope;
+    attach(panel);
     panel.positive = positive.data();
     panel.query_ids = c.filter == kIds ? query_ids.data() : nullptr;
     panel.key_ids = c.filter == kIds ? key_ids.data() : nullptr;
@@ -54,11 +48,6 @@ struct SquareProblem {
     panel.label_smoothing = c.smoothing;
     panel.weight = c.weighted ? weight.data() : nullptr;
     panel.uniform_weight = 0.25f;
-    panel.row = row.view();
-    panel.column = column.view();
-    panel.column_sum = column_sum.data();
-    panel.logit_sum = logit_sum.data();
-    panel.column_count = column_count.data();
     panel.threads = 2;
   }
 
