@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence  # noqa: TC003  # the operator's schema is read from it
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simcse_fast.backend import part_of, workspace_limit
-from simcse_fast.kernels.infonce import panels
+from simcse_fast.backend import evaluate, kept_type
+from simcse_fast.kernels.infonce.panels import Result  # noqa: TC001
 from simcse_fast.kernels.infonce.terms import Block, Job, Own, Terms, segments_of
 
 
@@ -21,7 +20,7 @@ class Call:
 
     labels: Tensor  # (M,) int64
     terms: Terms
-    backend: str  # torch or cpu
+    backend: str  # torch, cpu or triton
     needs: tuple[bool, ...]  # gradients wanted, of tensors + [hard]
     rowwise: bool = False  # weighted losses of the rows instead of their sum
     scale_value: float = 1.0  # 1 / temperature where it is no tensor
@@ -49,13 +48,12 @@ def _forward(
     tensors: Sequence[Tensor], hard: Tensor | None, scale: Tensor | None, call: Call
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss, and the gradients of its sum: of the scale, the hard negatives, the tensors."""
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
     each = 0.5 if call.terms.symmetric else 1.0  # of the two directions
     weight = None if call.weight is None else call.weight.to(wide)
-    inputs = [x.to(wide).contiguous() for x in tensors]
     job = Job(
         terms=call.terms,
-        segments=segments_of(call.terms, inputs),
+        segments=segments_of(call.terms, tensors),
         scale=call.scale_value if scale is None else scale,
         labels=call.labels,
         query_ids=call.query_ids,
@@ -63,16 +61,9 @@ def _forward(
         weight=None if weight is None else weight * each,
         uniform_weight=call.uniform_weight * each,
     )
-    with _no_autocast(inputs[0].device.type):
-        result = panels.run(
-            part_of(call.backend, wide, job.scale),
-            inputs,
-            None if hard is None else hard.to(wide).contiguous(),
-            job,
-            # Row-wise, the upstream gradient weighs the rows, so gradients wait for the backward.
-            [False] * len(call.needs) if call.rowwise else call.needs,
-            workspace_limit(inputs[0].device),
-        )
+    # Row-wise, the upstream gradient weighs the rows, so gradients wait for the backward.
+    needs = [False] * len(call.needs) if call.rowwise else call.needs
+    result = evaluate(call.backend, tensors, hard, job, needs)
     of_tensors = result.gradients
     of_hard = None if hard is None else of_tensors.pop()
     if of_hard is not None and hard is not None:
@@ -80,7 +71,7 @@ def _forward(
     return _reduced(result, weight, call).to(wide), [result.of_scale, of_hard, *of_tensors]
 
 
-def _reduced(result: panels.Result, weight: Tensor | None, call: Call) -> Tensor:
+def _reduced(result: Result, weight: Tensor | None, call: Call) -> Tensor:
     losses = result.losses
     if call.rowwise:
         return losses * (call.uniform_weight if weight is None else weight)
@@ -92,13 +83,6 @@ def _reduced(result: panels.Result, weight: Tensor | None, call: Call) -> Tensor
     if weight is None:
         return losses.sum(dtype=torch.float64) * call.uniform_weight
     return (losses * weight).sum(dtype=torch.float64)
-
-
-def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast would round the products behind the plan's back."""
-    if torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _weighed(
@@ -252,14 +236,15 @@ def _info_nce_fake(
     labels: Tensor,
     *flat: Any,
 ) -> list[Tensor]:
-    integers, _, needs, _ = flat[-4:]
+    integers, _, needs, backend = flat[-4:]
     rowwise = bool(integers[2])
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
     loss = tensors[0].new_empty(labels.shape if rowwise else (), dtype=wide)
     gradients = []
     for x, n in zip([scale, hard, *tensors], _wanted(scale, hard, needs), strict=True):
         shape = (0,) if x is None or not n or rowwise else x.shape
-        dtype = torch.float64 if x is scale and shape == () else wide
+        dtype = kept_type(backend, tensors[0].dtype) if shape != (0,) else wide
+        dtype = torch.float64 if x is scale and shape == () else dtype
         gradients.append(loss.new_empty(shape, dtype=dtype))
     return [loss, *gradients]
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,17 +13,21 @@ import torch
 
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.kernels import native
-from simcse_fast.kernels.infonce import cpu, torch_ops, workspace
+from simcse_fast.kernels.infonce import cpu, panels, torch_ops, workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
-    from simcse_fast.kernels.infonce.panels import Part
+    from simcse_fast.kernels.infonce.terms import Job
 
 NAMES = ("auto", "reference", "torch", "cpu", "triton", "cuda")
 DEFAULT_LIMIT = {"cpu": 96 << 20, "cuda": 1536 << 20}
 SCALES = 1e-9, 1e9  # of the native loops: 1 / temperature
-NO_KERNELS = "this version has no GPU kernels yet; CUDA tensors take torch"
+NO_CUDA = 'this version has no kernels in CUDA C++; CUDA tensors take backend="triton"'
+OLDEST = 8, 0  # compute capability: the first with bfloat16 products
 _limit: int | None = None
 
 
@@ -39,7 +47,38 @@ def _native_detail() -> str:
     return f"row panels, native loops{products} ({native.instruction_set()})"
 
 
-MISSING = {"cpu": _native_problem(), "triton": NO_KERNELS, "cuda": NO_KERNELS}
+@functools.cache
+def _interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on any device: for tests."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return bool(importlib.import_module("triton").knobs.runtime.interpret)
+
+
+@functools.cache
+def _triton_problem() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; run `pip install triton`"
+    if _interpreted():
+        return ""
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device; install a build of torch with CUDA on a machine with one"
+    if (found := torch.cuda.get_device_capability()) < OLDEST:
+        return "the device has compute capability {}.{}, and 8.0 is needed".format(*found)
+    return ""
+
+
+def _triton_detail() -> str:
+    if _interpreted():
+        return "fused products in Triton's interpreter: for tests, very slow"
+    return f"fused products ({torch.cuda.get_device_name()})"
+
+
+@functools.cache
+def missing(name: str) -> str:
+    """What a back-end lacks on this machine, and the command that brings it; empty: nothing."""
+    problems = {"cpu": _native_problem, "triton": _triton_problem, "cuda": lambda: NO_CUDA}
+    return problems[name]() if name in problems else ""
 
 
 @dataclass(frozen=True)
@@ -61,12 +100,13 @@ def backends() -> dict[str, BackendStatus]:
         True
     """
     details = {
-        "reference": "plain torch in double precision with the full N x N matrix",
-        "torch": "row panels on torch operations, any device",
-        "cpu": "" if MISSING["cpu"] else _native_detail(),
+        "reference": lambda: "plain torch in double precision with the full N x N matrix",
+        "torch": lambda: "row panels on torch operations, any device",
+        "cpu": _native_detail,
+        "triton": _triton_detail,
     }
     return {
-        name: BackendStatus(not MISSING.get(name), MISSING.get(name) or details[name])
+        name: BackendStatus(not missing(name), missing(name) or details[name]())
         for name in NAMES[1:]
     }
 
@@ -104,7 +144,7 @@ def workspace_limit(device: torch.device) -> int:
 
 
 def choose(backend: str, device: torch.device) -> str:
-    """The back-end that runs: one of reference, torch, cpu.
+    """The back-end that runs: one of reference, torch, cpu, triton.
 
     Raises:
         ValueError: unknown name.
@@ -113,22 +153,55 @@ def choose(backend: str, device: torch.device) -> str:
     if backend not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {backend!r}.")
     if backend == "auto":
-        return "cpu" if device.type == "cpu" and not MISSING["cpu"] else "torch"
-    if backend == "cpu" and device.type != "cpu":
+        own = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "torch")
+        return "torch" if missing(own) else own
+    if problem := missing(backend):
+        raise BackendUnavailableError(f'backend="{backend}": {problem}; or use backend="auto".')
+    where = {"cpu": "cpu", "triton": "cuda"}.get(backend, device.type)
+    if device.type != where and not (backend == "triton" and _interpreted()):
         raise BackendUnavailableError(
-            f'backend="cpu": the tensors are on {device}; move them to the CPU, or use '
+            f'backend="{backend}": the tensors are on {device}; move them to {where}, or use '
             'backend="auto".'
         )
-    if missing := MISSING.get(backend):
-        raise BackendUnavailableError(f'backend="{backend}": {missing}; or use backend="auto".')
     return backend
 
 
-def part_of(name: str, dtype: torch.dtype, scale: Tensor | float) -> Part:
-    """The part of the panel plan behind a name.
+def kept_type(backend: str, dtype: torch.dtype) -> torch.dtype:
+    """Type of the gradients that a back-end's forward pass leaves for inputs of a type."""
+    if dtype == torch.bfloat16 and backend == "triton":
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
 
-    The native one is fp32, and for logits that its mark for columns left out lies far below.
-    """
-    if name != "cpu" or dtype != torch.float32:
-        return torch_ops
-    return cpu if SCALES[0] <= float(scale) <= SCALES[1] else torch_ops
+
+def evaluate(
+    backend: str,
+    tensors: Sequence[Tensor],  # (rows, D) each, one type and device
+    hard: Tensor | None,  # (M, K, D)
+    job: Job,
+    needs: Sequence[bool],  # gradients wanted, like tensors + [hard]
+) -> panels.Result:
+    """Losses and gradients by the plan behind a name."""
+    dtype, device = tensors[0].dtype, tensors[0].device
+    limit = workspace_limit(device)
+    usual = isinstance(job.scale, torch.Tensor) or SCALES[0] <= job.scale <= SCALES[1]
+    with _no_autocast(device.type):
+        if backend == "triton" and dtype != torch.float64 and usual:
+            fused = importlib.import_module("simcse_fast.kernels.infonce.fused")
+            products = importlib.import_module("simcse_fast.kernels.infonce.triton_kernels")
+            result: panels.Result = fused.run(products, list(tensors), hard, job, needs, limit)
+            return result
+        wide = torch.promote_types(dtype, torch.float32)
+        inputs = [x.to(wide).contiguous() for x in tensors]
+        hard = None if hard is None else hard.to(wide).contiguous()
+        # The native part is fp32, for logits that its mark for columns left out lies far below.
+        native_part = backend == "cpu" and wide == torch.float32
+        native_part = native_part and SCALES[0] <= float(job.scale) <= SCALES[1]
+        part: panels.Part = cpu if native_part else torch_ops
+        return panels.run(part, inputs, hard, job, needs, limit)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast would round the products behind the plan's back."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

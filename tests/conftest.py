@@ -1,5 +1,7 @@
 """What every test runs under: no model hub, no network, two threads."""
 
+import contextlib
+import importlib
 import ipaddress
 import os
 import socket
@@ -13,6 +15,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    with contextlib.suppress(ImportError):  # what needs it is skipped
+        importlib.import_module("triton_interpreter").repair()
 
 # The same split of work on every machine, whatever its number of processors.
 torch.set_num_threads(2)

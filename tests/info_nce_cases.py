@@ -6,14 +6,42 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simcse_fast import info_nce
+from simcse_fast import backends, info_nce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+
+class OnCuda(str):
+    """The name of a back-end, for tests that put their tensors on a CUDA device."""
+
+    __slots__ = ()
+
+
+def device_of(backend: str) -> str:
+    """Where a test's tensors go."""
+    return "cuda" if isinstance(backend, OnCuda) else "cpu"
+
+
+# What runs on this machine. Without a GPU, Triton's kernels run in its interpreter, on the CPU.
+ON_CPU = [
+    pytest.param(name, marks=pytest.mark.skipif(not status.available, reason=status.detail))
+    for name, status in backends().items()
+    if name != "cuda" and not (name == "triton" and torch.cuda.is_available())
+]
+ON_CUDA = [
+    pytest.param(OnCuda(name), marks=pytest.mark.gpu, id=f"{name}-on-cuda")
+    for name in ("reference", "torch", "triton")
+    if torch.cuda.is_available()
+]
+BACKENDS = ON_CPU + ON_CUDA
+FUSED = [p for p in BACKENDS if p.values[0] != "reference"]
 
 NAMES = ("query", "key", "hard_negatives", "temperature")  # get gradients
 
@@ -27,6 +55,11 @@ class Case:
     hard_negatives: Tensor | None = None
     temperature: Tensor = field(default_factory=lambda: torch.tensor(0.05))
     options: dict[str, Any] = field(default_factory=dict)
+
+    def on(self, device: str) -> Case:
+        move = lambda x: x.to(device) if isinstance(x, Tensor) else x  # noqa: E731
+        tensors = {name: move(getattr(self, name)) for name in NAMES}
+        return Case(**tensors, options={k: move(v) for k, v in self.options.items()})
 
     def to(self, dtype: torch.dtype) -> Case:
         return replace(
@@ -82,7 +115,7 @@ def textbook(  # noqa: C901  # one branch per option
     reduction: str = "mean",
 ) -> Tensor:
     """What users write: logits in the inputs' type, masks of -inf, torch's cross-entropy."""
-    labels = torch.arange(len(query)) if labels is None else labels
+    labels = torch.arange(len(query), device=query.device) if labels is None else labels
     unit = (lambda x: F.normalize(x, dim=-1)) if normalize else (lambda x: x)
     q, k = unit(query), unit(key)
     positive = F.one_hot(labels, len(key)).bool()
@@ -109,7 +142,7 @@ def textbook(  # noqa: C901  # one branch per option
         log_p = logits.log_softmax(1)
         remains = log_p > -torch.inf
         mean = log_p.masked_fill(~remains, 0).sum(1) / remains.sum(1)
-        own = log_p[torch.arange(len(labels)), labels]
+        own = log_p.gather(1, labels[:, None])[:, 0]
         return -(1 - label_smoothing) * own - label_smoothing * mean
 
     losses = cross_entropy(logits_of(q @ k.T, with_hard=True))
@@ -127,7 +160,7 @@ def textbook(  # noqa: C901  # one branch per option
 def evaluate(
     function: Any, case: Case, upstream: Tensor | None = None, **more: Any
 ) -> list[Tensor]:
-    """[loss, gradient of each tensor there is], in float64."""
+    """[loss, gradient of each tensor there is], in float64, on the CPU."""
     tensors = {
         name: value.detach().clone().requires_grad_()
         for name in NAMES
@@ -136,8 +169,8 @@ def evaluate(
     loss = function(**tensors, **case.options, **more)
     if upstream is None:
         upstream = torch.linspace(0.5, 2, loss.numel()).view(loss.shape)
-    gradients = torch.autograd.grad(loss, list(tensors.values()), upstream.to(loss.dtype))
-    return [x.double() for x in (loss.detach(), *gradients)]
+    gradients = torch.autograd.grad(loss, list(tensors.values()), upstream.to(loss))
+    return [x.double().cpu() for x in (loss.detach(), *gradients)]
 
 
 def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
@@ -156,7 +189,7 @@ def assert_no_worse(make_case: Callable[[int], Case], *, backend: str) -> None:
     """
     ours, textbooks = [], []
     for seed in range(5):
-        case = make_case(seed)
+        case = make_case(seed).on(device_of(backend))
         exact = evaluate(textbook, case.to(torch.float64))
         ours.append(errors(evaluate(info_nce, case, backend=backend), exact))
         textbooks.append(errors(evaluate(textbook, case), exact))

@@ -6,21 +6,21 @@ import math
 
 import pytest
 import torch
-from info_nce_cases import Case, assert_no_worse, errors, evaluate, random_case, textbook
+from info_nce_cases import (
+    BACKENDS,
+    FUSED,
+    Case,
+    assert_no_worse,
+    device_of,
+    errors,
+    evaluate,
+    random_case,
+    textbook,
+)
 
 from simcse_fast import backends, info_nce, set_workspace_limit
 from simcse_fast.kernels import native
 
-BACKENDS = [
-    "reference",
-    "torch",
-    pytest.param(
-        "cpu",
-        marks=pytest.mark.skipif(
-            not backends()["cpu"].available, reason="the native library was not built"
-        ),
-    ),
-]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [
     pytest.param(1, 1, id="one-pair"),
@@ -208,7 +208,7 @@ def test_nan_and_infinity_reach_the_loss_as_in_torch(value, backend):
     assert torch.equal(ours[2].isnan().any(1), theirs[2].isnan().any(1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
 @pytest.mark.parametrize("rows_of_a_panel", [1, 7, 16])
 def test_the_workspace_limit_changes_nothing_but_rounding(rows_of_a_panel, symmetric, backend):
@@ -241,7 +241,7 @@ def test_every_instruction_set(name, symmetric):
         native.load().sf_use_instruction_set(best.encode())
 
 
-@pytest.mark.parametrize("backend", BACKENDS[2:])
+@pytest.mark.parametrize("backend", [p for p in FUSED if p.values[0] == "cpu" or p.marks[0].name == "gpu"])
 def test_more_than_2_to_the_31_similarities(backend):
     """Rows at the far end, against fp64, where a 32-bit index would have wrapped."""
     rows = 46_400

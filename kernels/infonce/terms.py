@@ -1,5 +1,6 @@
 """What travels beside the tensors: which products form the logits, and what changes them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -77,7 +78,7 @@ class Softmax:
     smoothing: Tensor  # (M,) label_smoothing / number of remaining logits
 
 
-def segments_of(terms: Terms, tensors: list[Tensor]) -> tuple[Segment, ...]:
+def segments_of(terms: Terms, tensors: Sequence[Tensor]) -> tuple[Segment, ...]:
     """The blocks side by side, cut where a row owns a column."""
     segments: list[Segment] = []
     begin = 0
