@@ -17,6 +17,7 @@ from torch import Tensor
 from simcse_fast.kernels.infonce import triton_rows, workspace
 from simcse_fast.kernels.infonce.panels import Result
 from simcse_fast.kernels.infonce.terms import Job, Segment
+from simcse_fast.kernels.infonce.tiles import processors
 from simcse_fast.kernels.infonce.triton_rows import HEADROOM, Numbers, Rows, Softmaxes
 
 LOG2E = math.log2(math.e)
@@ -342,7 +343,7 @@ class _Plan:
         if fit >= self.rows:
             return self.rows
         unit = self.problem.rows[0].unit
-        wave = WAVE * self.products.processors(unit.device) // max(1, unit.shape[1] // 256)
+        wave = WAVE * processors(unit.device) // max(1, unit.shape[1] // 256)
         for whole in (wave, WAVE):
             if fit >= whole:
                 return fit // whole * whole

@@ -1,27 +1,106 @@
-"""Tiles of the Triton products: measured or compiled ahead of time, never searched at run time."""
+"""Tiles of the Triton kernels: a table by device and shape, never searched at run time.
+
+`python -m benchmarks.tune_gpu` times the candidates on the device at hand. Whatever stands here was
+compiled ahead of time without spilled registers (tests/test_triton_compiled.py).
+"""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows and columns of a tile, the depth of one step, warps, stages, programs a processor."""
+    """Rows and columns of a tile, depth of one step, warps, and steps loaded ahead."""
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
-    resident: int = 1  # programs that share a multiprocessor
     descriptors: bool = False  # loads and stores by the copy engine of Hopper and later
-    flatten: bool = False  # loops over tiles and depth as one
-    group: int = 8  # rows of tiles that walk over the columns together
 
 
-INTERPRETED = Tile(32, 64, 32, 4, 1)
+GROUP = 8  # rows of tiles that walk over the columns together
+
+# Products, largest first: the first that gives every multiprocessor a tile is taken. "plain": sums
+# of rows; "columns": of both; "gradients": of logits; "full": with whatever else keeps numbers in
+# registers (label smoothing, a margin in both directions, each tile's largest logit as its offset).
+_SMALL = Tile(64, 64, 64, 4, 3)
+_MIDDLE = Tile(128, 128, 64, 8, 3)
+_AMPERE = (Tile(128, 256, 64, 8, 3), _MIDDLE, _SMALL)
+_HOPPER = (Tile(128, 256, 64, 8, 3, descriptors=True), _MIDDLE, _SMALL)
+_BLACKWELL = (Tile(128, 128, 64, 8, 3, descriptors=True), _SMALL)
+_FULL = (Tile(128, 64, 64, 8, 3), _SMALL)
+PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
+    # compute capability, bytes of a number, kind
+    **{(80, 2, kind): _AMPERE for kind in ("plain", "columns", "gradients")},
+    **{(90, 2, kind): _HOPPER for kind in ("plain", "columns", "gradients")},
+    **{(100, 2, kind): _BLACKWELL for kind in ("plain", "columns", "gradients")},
+}
+OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
+    **{(2, kind): (_MIDDLE, _SMALL) for kind in ("plain", "columns", "gradients")},
+    **{(4, kind): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)) for kind in ("plain",)},
+    **{(4, kind): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)) for kind in ("columns",)},
+    **{(4, kind): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)) for kind in ("gradients",)},
+    (2, "full"): _FULL,
+    (4, "full"): (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
+}
+
+# The kernels shaped like attention, by padded width: the queries' kernel and the keys', for many
+# rows and for few, where every multiprocessor must get some.
+ATTENTION: dict[int, tuple[Tile, Tile]] = {
+    64: (Tile(128, 64, 0, 8, 2), Tile(64, 128, 0, 8, 2)),
+    128: (Tile(128, 64, 0, 8, 2), Tile(64, 128, 0, 8, 2)),
+    256: (Tile(64, 64, 0, 8, 2), Tile(64, 64, 0, 8, 2)),
+}
+FEW: dict[int, tuple[Tile, Tile]] = {
+    64: (Tile(16, 64, 0, 4, 2), Tile(64, 16, 0, 4, 2)),
+    128: (Tile(16, 64, 0, 4, 2), Tile(64, 16, 0, 4, 2)),
+    256: (Tile(16, 64, 0, 4, 2), Tile(64, 16, 0, 4, 2)),
+    512: (Tile(16, 32, 0, 8, 2), Tile(32, 16, 0, 8, 2)),
+    1024: (Tile(16, 32, 0, 8, 2), Tile(32, 16, 0, 8, 2)),
+}
+FEW_SIMILARITIES = 1 << 20  # up to which panels cost more in launches than they save in products
+INTERPRETED = Tile(32, 64, 32, 4, 1), (Tile(16, 32, 0, 4, 1), Tile(32, 16, 0, 4, 1))
 
 
-def tile_for(x: torch.Tensor, kind: str) -> Tile:
-    return INTERPRETED
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    if device.type != "cuda":  # interpreted
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def product_tile(unit: Tensor, kind: str, rows: int, columns: int) -> Tile:
+    """For rows x columns similarities of unit rows; kinds are those of PRODUCTS."""
+    if unit.device.type != "cuda":
+        return INTERPRETED[0]
+    size = unit.element_size()
+    tiles = PRODUCTS.get((_capability(unit.device), size, kind), OTHERWISE[size, kind])
+    for tile in tiles:
+        if -(-rows // tile.rows) * -(-columns // tile.columns) >= processors(unit.device):
+            return tile
+    return tiles[-1]
+
+
+def attention_tiles(unit: Tensor, rows: int, columns: int) -> tuple[Tile, Tile] | None:
+    """For the queries' and the keys' kernel; None where panels are quicker."""
+    if unit.device.type != "cuda":
+        return INTERPRETED[1]
+    width = max(64, 1 << (unit.shape[1] - 1).bit_length())
+    if unit.element_size() > 2 or width not in FEW:
+        return None
+    many = ATTENTION.get(width)
+    if many and min(rows // many[0].rows, columns // many[1].columns) >= processors(unit.device):
+        return many
+    return FEW[width] if many or rows * columns <= FEW_SIMILARITIES else None

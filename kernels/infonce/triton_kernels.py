@@ -5,8 +5,6 @@ leaves them: exponentials or gradients of the logits in the type of the rows, an
 and column over one tile, which fused.py adds in order.
 """
 
-from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,10 +13,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from simcse_fast.kernels.infonce.fused import Problem, Similarities
-from simcse_fast.kernels.infonce.panels import Result
-from simcse_fast.kernels.infonce.tiles import Tile, tile_for
-from simcse_fast.kernels.infonce.triton_math import LOWEST, POSITIVE, negatives
+from simcse_fast.kernels.infonce.fused import Similarities
+from simcse_fast.kernels.infonce.tiles import GROUP, Tile, processors, product_tile
+from simcse_fast.kernels.infonce.triton_attention import narrow
+from simcse_fast.kernels.infonce.triton_math import (
+    LOWEST,
+    POSITIVE,
+    negatives,
+    within_margin,
+)
 from simcse_fast.kernels.infonce.triton_rows import precision
 
 SIZES = ("rows", "columns", "width", "total")  # change from batch to batch; not compiled in
@@ -112,14 +115,6 @@ def sums_of(
     return e
 
 
-@triton.jit
-def above_margin(t, similarity, positive, first, count, margin, AXIS: tl.constexpr, SIZE):
-    """t, with -inf where a similarity exceeds that of the row's (column's) positive by a margin."""
-    i = first + tl.arange(0, SIZE)
-    bound = tl.load(positive + i, mask=i < count, other=0.0) + margin
-    return tl.where(similarity > tl.expand_dims(bound, AXIS), float("-inf"), t)
-
-
 @triton.jit(do_not_specialize=SIZES)
 def infonce_sums_kernel(
     query,  # (rows, depth) unit rows of the panel
@@ -153,7 +148,6 @@ def infonce_sums_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     TMA: tl.constexpr,
-    FLATTEN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -167,7 +161,7 @@ def infonce_sums_kernel(
     offset = tl.load(numbers + 1).to(tl.float32)
     if ONLINE:
         offset = 0.0
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         i_m, i_n = tile_of(tile, tiles_m, tiles_n, GROUP)
         row, column = i_m * BM, i_n * BN
         s = product(
@@ -180,18 +174,22 @@ def infonce_sums_kernel(
             query_id = tl.load(query_ids + i, mask=i < rows, other=0)
         t = negatives(
             s, numbers, hardness, own_hardness, offset, column, columns, label, query_id, key_ids,
-            OWN, IDS, WIDE, BN,
+            OWN, IDS, WIDE, BN, False,
         )  # fmt: skip
         by_row = t
         if MARGIN:
-            by_row = above_margin(t, s, positive, row, rows, margin, 1, BM)
+            by_row = within_margin(
+                t, positive, margin, numbers, hardness, offset, row, rows, 1, BM, WIDE
+            )
         e = sums_of(by_row, row_sums, i_n, tiles_n, row, rows, 1, BM, ONLINE, SMOOTHING)
         if STORE:
             put(panel, stride, row, column, rows, width, e, BM, BN, TMA)
         if COLUMNS:
             by_column = t
             if MARGIN:
-                by_column = above_margin(t, s, opposite, column, columns, margin, 0, BN)
+                by_column = within_margin(
+                    t, opposite, margin, numbers, hardness, offset, column, columns, 0, BN, WIDE
+                )
             if row + BM > rows:
                 by_column = tl.where(i[:, None] < rows, by_column, float("-inf"))
             sums_of(
@@ -261,7 +259,6 @@ def infonce_gradient_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     TMA: tl.constexpr,
-    FLATTEN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -275,7 +272,7 @@ def infonce_gradient_kernel(
     offset = tl.load(numbers + 1).to(tl.float32)
     if ONLINE:
         offset = 0.0
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         i_m, i_n = tile_of(tile, tiles_m, tiles_n, GROUP)
         row, column = i_m * BM, i_n * BN
         s = product(
@@ -288,16 +285,20 @@ def infonce_gradient_kernel(
             query_id = tl.load(query_ids + i, mask=i < rows, other=0)
         t = negatives(
             s, numbers, hardness, own_hardness, offset, column, columns, label, query_id, key_ids,
-            OWN, IDS, WIDE, BN,
+            OWN, IDS, WIDE, BN, False,
         )  # fmt: skip
         by_row = t
         if MARGIN:
-            by_row = above_margin(t, s, positive, row, rows, margin, 1, BM)
+            by_row = within_margin(
+                t, positive, margin, numbers, hardness, offset, row, rows, 1, BM, WIDE
+            )
         g = gradient_of(by_row, row_state, total, row, rows, 1, BM, ONLINE, SMOOTHING)
         if COLUMNS:
             by_column = t
             if MARGIN:
-                by_column = above_margin(t, s, opposite, column, columns, margin, 0, BN)
+                by_column = within_margin(
+                    t, opposite, margin, numbers, hardness, offset, column, columns, 0, BN, WIDE
+                )
             g += gradient_of(
                 by_column, column_state, columns, column, columns, 0, BN, ONLINE, SMOOTHING
             )
@@ -321,16 +322,18 @@ def sums(
     flag: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """What each tile adds to its rows and, if asked, its columns: (planes, tiles, C or W)."""
-    tile = tile_for(s.query, "columns" if columns or online or smoothing else "exponentials")
     planes = 4 if smoothing else 2 if online else 1
     rows, width = len(s.labels), s.segment.width
+    full = online or smoothing or (columns and s.positive is not None)
+    kind = "full" if full else "columns" if columns else "plain"
+    tile = product_tile(s.query, kind, rows, width)
     tiles = triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns)
     by_row = s.query.new_empty(planes, tiles[1], rows, dtype=torch.float32)
     by_column = None
     if columns:
         by_column = s.query.new_empty(planes, tiles[0], width, dtype=torch.float32)
     query, key, into, flags = _operands(s, panel, tile)
-    infonce_sums_kernel[_programs(s, tiles, tile)](
+    infonce_sums_kernel[_programs(s, tiles)](
         *(query, key, into, 0 if panel is None else panel.stride(0)),
         *(by_row, by_row if by_column is None else by_column, *_epilogue(s)),
         *(s.numbers if flag is None else flag, *_sizes(s, panel)),
@@ -355,11 +358,12 @@ def gradients(
     expected: int,
 ) -> None:
     """Gradients of the logits, of rows and if given of columns, whose softmaxes are known."""
-    heavy = column_state is not None or online or smoothing
-    tile = tile_for(s.query, "gradients" if heavy else "exponentials")
-    tiles = triton.cdiv(len(s.labels), tile.rows), triton.cdiv(s.segment.width, tile.columns)
+    rows, width = len(s.labels), s.segment.width
+    full = online or smoothing or s.positive is not None
+    tile = product_tile(s.query, "full" if full else "gradients", rows, width)
+    tiles = triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns)
     query, key, into, flags = _operands(s, panel, tile)
-    infonce_gradient_kernel[_programs(s, tiles, tile)](
+    infonce_gradient_kernel[_programs(s, tiles)](
         *(query, key, into, panel.stride(0), row_state, row_state.stride(0)),
         *(row_state if column_state is None else column_state, own),
         *(own if gain is None else gain, *_epilogue(s), s.numbers if flag is None else flag),
@@ -383,8 +387,8 @@ def _operands(
     return query, key, into, {
         "OWN": int(s.segment.own), "IDS": s.key_ids is not None, "MARGIN": s.positive is not None,
         "PRECISION": precision(s.query), "WIDE": s.query.dtype == torch.float32,
-        "TMA": descriptors, "FLATTEN": tile.flatten,
-        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": tile.group,
+        "TMA": descriptors,
+        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": GROUP,
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
 
@@ -401,18 +405,5 @@ def _sizes(s: Similarities, panel: Tensor | None) -> tuple[int, int, int, int]:
     return len(s.labels), width, width if panel is None else panel.shape[1], s.query.shape[1]
 
 
-def _programs(s: Similarities, tiles: tuple[int, int], tile: Tile) -> tuple[int]:
-    return (min(tiles[0] * tiles[1], processors(s.query.device) * tile.resident),)
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    if device.type != "cuda":  # interpreted
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
-    """Not yet."""
-    return None
+def _programs(s: Similarities, tiles: tuple[int, int]) -> tuple[int]:
+    return (min(tiles[0] * tiles[1], processors(s.query.device)),)

@@ -297,9 +297,8 @@ def infonce_softmax_kernel(
     if MODE > 0:
         if MODE == PATCH:
             label = tl.load(labels + row, mask=here, other=0)
-            at = panel + i.to(tl.int64) * stride + label
-            own = (-negative).to(tl.float32)
-            tl.store(at, own.to(panel.dtype.element_ty), mask=here)
+            rest = (-negative).to(tl.float32).to(panel.dtype.element_ty)
+            tl.store(panel + i.to(tl.int64) * stride + label, rest, mask=here)
         if MODE == RESTORE:
             factor = tl.full([BR], 1.0, dtype=tl.float32)
         tl.store(after + row, factor, mask=here)
@@ -307,9 +306,8 @@ def infonce_softmax_kernel(
             j = d + tl.arange(0, BD)
             inside = here[:, None] & (j[None, :] < depth)
             q = tl.load(query + row[:, None] * depth + j[None, :], mask=inside, other=0.0)
-            at = weighed + i.to(tl.int64)[:, None] * depth + j[None, :]
-            out = q.to(tl.float32) * factor[:, None]
-            tl.store(at, out.to(weighed.dtype.element_ty), mask=inside)
+            q = (q.to(tl.float32) * factor[:, None]).to(weighed.dtype.element_ty)
+            tl.store(weighed + i.to(tl.int64)[:, None] * depth + j[None, :], q, mask=inside)
 
 
 def new_softmaxes(like: Tensor, count: int) -> Softmaxes:
@@ -336,7 +334,7 @@ def softmax(
     target, weighed = (query, query) if panel is None else panel
     mode = 0 if panel is None else RESTORE.value if online else PATCH.value
     flag = problem.flag
-    block = {"BR": 16, "BD": _block(query.shape[1])["BD"]}
+    block = {"BR": 16, "BD": 256}
     infonce_softmax_kernel[(triton.cdiv(rows, block["BR"]),)](
         *(folded, problem.positive, folded if hard is None else hard),
         *(folded if of_hard is None else of_hard, folded if job.weight is None else job.weight),
@@ -473,6 +471,15 @@ def infonce_finish_kernel(
         tl.store(out + i[:, None] * width + j[None, :], g.to(out.dtype.element_ty), mask=inside)
 
 
+def kept(rows: Rows) -> Tensor:
+    """Room for the gradient of a tensor's rows.
+
+    bf16 has fp32's range; in fp16 a gradient must wait for the loss scale that saves its digits.
+    """
+    dtype = torch.bfloat16 if rows.raw.dtype == torch.bfloat16 else torch.float32
+    return rows.unit.new_empty(rows.raw.shape, dtype=dtype)
+
+
 def finish(
     rows: Rows,
     sums: Tensor,
@@ -485,9 +492,7 @@ def finish(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient (rows, D) of a tensor's rows, ready but for the upstream one; the scale's, fp64."""
     (count, width), depth = rows.raw.shape, sums.shape[1]
-    # bf16 has fp32's range; in fp16 a gradient must wait for the loss scale that saves its digits.
-    dtype = torch.bfloat16 if rows.raw.dtype == torch.bfloat16 else torch.float32
-    out = sums.new_empty(count, width, dtype=dtype)
+    out = kept(rows)
     along = sums.new_empty(count if of_scale else 1, dtype=torch.float64)
     block = _block(width)
     infonce_finish_kernel[(triton.cdiv(count, block["BR"]),)](

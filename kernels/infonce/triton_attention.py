@@ -1,0 +1,329 @@
+"""The loss without panels: two kernels shaped like attention, whose gradients stay in registers.
+
+One walks over the keys and leaves losses and the queries' gradient; the other walks over the
+queries, whose softmaxes are known by then, and leaves the keys' gradient. Each forms the
+similarities for itself, four products instead of three, but nothing of size M x N is written: for
+narrow rows, where a panel's traffic costs more than its products, and for small batches, where
+launches do.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from simcse_fast.kernels.infonce.fused import LARGEST, Problem
+from simcse_fast.kernels.infonce.panels import Result
+from simcse_fast.kernels.infonce.terms import Own
+from simcse_fast.kernels.infonce.tiles import Tile, attention_tiles
+from simcse_fast.kernels.infonce.triton_math import (
+    LOG2E,
+    LOWEST,
+    POSITIVE,
+    SHORTEST,
+    cross_entropy,
+    negatives,
+    scaled,
+    slope_of,
+)
+from simcse_fast.kernels.infonce.triton_rows import Rows, kept, precision
+
+SIZES = ("rows", "columns")
+
+
+@triton.jit
+def rows_at(x, i, depth, BD: tl.constexpr):
+    """Rows i of (., depth) as [B, BD], zeros beyond the depth."""
+    d = tl.arange(0, BD)
+    return tl.load(x + i.to(tl.int64)[:, None] * depth + d[None, :], mask=d < depth, other=0.0)
+
+
+@triton.jit
+def back(
+    g,  # [B, BD] fp32: gradient of unit rows
+    x,  # (rows, width)
+    row_stride,
+    column_stride,
+    inverse,  # (rows,)
+    numbers,
+    out,  # (rows, width) out
+    along,  # (rows,) fp64 out, where SCALE
+    i,  # [B]
+    rows,
+    width,
+    NORMALIZE: tl.constexpr,
+    SCALE: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Back through the normalisation: s (g - u <u, g>) / |x|; as in infonce_finish_kernel."""
+    here = i < rows
+    i = i.to(tl.int64)
+    d = tl.arange(0, BD)
+    inside = here[:, None] & (d[None, :] < width)
+    at = x + i[:, None] * row_stride + d[None, :].to(tl.int64) * column_stride
+    one = tl.full(i.shape, 1.0, dtype=tl.float32)
+    if NORMALIZE:
+        one = tl.load(inverse + i, mask=here, other=0.0)
+    if NORMALIZE or SCALE:
+        u = tl.load(at, mask=inside, other=0.0).to(tl.float32) * one[:, None]
+        projection = tl.sum(u * g, 1)
+        if SCALE:
+            tl.store(along + i, projection.to(tl.float64), mask=here)
+        if NORMALIZE:
+            g -= u * tl.where(one < 1 / SHORTEST, projection, 0.0)[:, None]
+    g *= (tl.load(numbers).to(tl.float32) * one)[:, None]
+    tl.store(out + i[:, None] * width + d[None, :], g.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def infonce_queries_kernel(
+    query,  # (., depth) unit rows
+    key,  # (., depth) unit rows
+    x,  # (rows, width) the queries as they came
+    row_stride,
+    column_stride,
+    inverse,  # (rows,) where NORMALIZE
+    numbers,  # (2,) fp64: scale, offset
+    labels,  # (rows,)
+    query_ids,  # (rows,) where IDS
+    key_ids,  # (columns,)
+    weight,  # (rows,) where WEIGHTED
+    losses,  # (rows,) out
+    state,  # (4, rows) out: offset, weight / sum, positive's similarity, gradient at the positive
+    out,  # (rows, width) out where GRADIENT
+    along,  # (rows,) fp64 out where SCALE
+    rows,
+    columns,
+    width,
+    depth,
+    hardness,
+    margin,
+    uniform,
+    IDS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    ONLINE: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Losses, softmaxes and gradient of BM queries."""
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    here = i < rows
+    q = rows_at(query, tl.minimum(i, rows - 1), depth, BD)
+    label = tl.load(labels + i, mask=here, other=0).to(tl.int32)
+    own = tl.dot(q, rows_at(key, label, depth, BD).T, input_precision=PRECISION)  # [BM, BM]
+    diagonal = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
+    x_own = tl.sum(tl.where(diagonal, own, 0.0), 1)
+    query_id = label
+    if IDS:
+        query_id = tl.load(query_ids + i, mask=here, other=0)
+    offset = tl.load(numbers + 1).to(tl.float32)
+    if ONLINE:
+        offset = 0.0
+    bound = scaled(x_own + margin, slope_of(numbers, hardness), offset, WIDE)
+    largest = tl.full([BM], LOWEST, dtype=tl.float32)
+    total = tl.zeros([BM], dtype=tl.float32)
+    g = tl.zeros([BM, BD], dtype=tl.float32)
+    for column in range(0, columns, BN):
+        j = tl.minimum(column + tl.arange(0, BN), columns - 1)
+        k = rows_at(key, j, depth, BD)
+        s = tl.dot(q, k.T, input_precision=PRECISION)  # [BM, BN]
+        t = negatives(
+            s, numbers, hardness, 0.0, offset, column, columns, label, query_id, key_ids,
+            POSITIVE, IDS, WIDE, BN, False,
+        )  # fmt: skip
+        if MARGIN:
+            t = tl.where(t > bound[:, None], float("-inf"), t)
+        if ONLINE:
+            higher = tl.maximum(largest, tl.max(t, 1))
+            shrink = tl.exp2(largest - higher)
+            largest = higher
+            total *= shrink
+            g *= shrink[:, None]
+            t -= largest[:, None]
+        e = tl.exp2(t)
+        total += tl.sum(e, 1)
+        if GRADIENT:
+            g = tl.dot(e.to(k.dtype), k, g, input_precision=PRECISION)
+    x_log = x_own.to(tl.float64) * (tl.load(numbers) * LOG2E)
+    shift = offset + tl.zeros([BM], dtype=tl.float64)
+    negative = total.to(tl.float64)
+    rest = tl.full([BM], 1.0, dtype=tl.float64)
+    if ONLINE:
+        shift = tl.maximum(largest, x_log)
+        rest = tl.exp2(largest - shift)
+        negative *= rest
+    loss, inverse_sum, miss = cross_entropy(negative, x_log - shift)
+    w = tl.full([BM], 1.0, dtype=tl.float64)
+    if WEIGHTED:
+        w = tl.load(weight + i, mask=here, other=0.0).to(tl.float64)
+    tl.store(losses + i, loss.to(tl.float32), mask=here)
+    if GRADIENT:
+        tl.store(state + i, shift.to(tl.float32), mask=here)
+        tl.store(state + rows + i, (w * inverse_sum).to(tl.float32), mask=here)
+        tl.store(state + 2 * rows + i, x_own, mask=here)
+        tl.store(state + 3 * rows + i, (-w * miss).to(tl.float32), mask=here)
+        w *= uniform
+        positive = rows_at(key, label, depth, BD).to(tl.float32)
+        g *= (w * inverse_sum * rest).to(tl.float32)[:, None]
+        g -= positive * (w * miss).to(tl.float32)[:, None]
+        back(
+            g, x, row_stride, column_stride, inverse, numbers, out, along, i, rows, width,
+            NORMALIZE, SCALE, BD,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
+def infonce_keys_kernel(
+    query,  # (., depth) unit rows
+    key,  # (., depth) unit rows
+    x,  # (columns, width) the keys as they came
+    row_stride,
+    column_stride,
+    inverse,  # (columns,) where NORMALIZE
+    numbers,  # (2,) fp64: scale, offset
+    labels,  # (rows,)
+    query_ids,  # (rows,) where IDS
+    key_ids,  # (columns,)
+    state,  # (4, rows) of the queries' kernel
+    gain,  # () where GAIN: multiplies gradients of logits
+    out,  # (columns, width) out
+    rows,
+    columns,
+    width,
+    depth,
+    hardness,
+    margin,
+    uniform,
+    IDS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    GAIN: tl.constexpr,
+    ONLINE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Gradient of BN keys."""
+    column = tl.program_id(0) * BN
+    j = column + tl.arange(0, BN)
+    k = rows_at(key, tl.minimum(j, columns - 1), depth, BD)
+    offset = tl.load(numbers + 1).to(tl.float32)
+    if ONLINE:
+        offset = 0.0
+    g = tl.zeros([BN, BD], dtype=tl.float32)
+    for row in range(0, rows, BM):
+        i = row + tl.arange(0, BM)
+        here = i < rows
+        q = rows_at(query, tl.minimum(i, rows - 1), depth, BD)
+        label = tl.load(labels + i, mask=here, other=-1).to(tl.int32)
+        query_id = label
+        if IDS:
+            query_id = tl.load(query_ids + i, mask=here, other=0)
+        s = tl.dot(k, q.T, input_precision=PRECISION)  # [BN, BM]
+        t = negatives(
+            s, numbers, hardness, 0.0, offset, column, columns, label, query_id, key_ids,
+            POSITIVE, IDS, WIDE, BN, True,
+        )  # fmt: skip
+        if MARGIN:
+            bound = tl.load(state + 2 * rows + i, mask=here, other=0.0) + margin
+            bound = scaled(bound, slope_of(numbers, hardness), offset, WIDE)
+            t = tl.where(t > bound[None, :], float("-inf"), t)
+        if ONLINE:
+            t -= tl.load(state + i, mask=here, other=float("inf"))[None, :]
+        p = tl.exp2(t) * tl.load(state + rows + i, mask=here, other=0.0)[None, :]
+        if tl.max(((label >= column) & (label < column + BN)).to(tl.int32), 0) > 0:
+            own = tl.load(state + 3 * rows + i, mask=here, other=0.0)
+            p = tl.where(j[:, None] == label[None, :], own[None, :], p)
+        if GAIN:
+            p *= tl.load(gain)
+        g = tl.dot(p.to(q.dtype), q, g, input_precision=PRECISION)
+    factor = tl.full((), uniform, tl.float32)
+    if GAIN:
+        factor /= tl.load(gain)
+    g *= factor
+    back(
+        g, x, row_stride, column_stride, inverse, numbers, out, numbers, j, columns, width,
+        NORMALIZE, False, BD,
+    )  # fmt: skip
+
+
+def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
+    """Losses and gradients of one direction, where rows are narrow or the batch is small."""
+    job = problem.job
+    terms, block = job.terms, job.terms.blocks[0]
+    query, key = problem.rows[block.anchor], problem.rows[block.key]
+    one = len(job.segments) == 1 and job.segments[0].own == Own.POSITIVE
+    if not one or terms.symmetric or terms.label_smoothing or problem.hard is not None:
+        return None
+    sizes = len(query.raw), len(key.raw)
+    tiles = attention_tiles(query.unit, *sizes)
+    if tiles is None:
+        return None
+    losses = query.unit.new_empty(sizes[0], dtype=torch.float32)
+    state = losses.new_empty(4, sizes[0])
+    along = state.new_empty(sizes[0], dtype=torch.float64)
+    learned = isinstance(job.scale, Tensor) and needs[0]
+    half = query.unit.dtype == torch.float16
+    flags = {
+        "IDS": job.query_ids is not None,
+        "MARGIN": terms.margin < float("inf"),
+        # An offset known beforehand suffices, or each row's largest logit so far is the offset;
+        # relative to that, exponentials fit fp16 as well.
+        "ONLINE": problem.flag is not None or half,
+        "NORMALIZE": query.inverse is not None,
+        "PRECISION": precision(query.unit),
+        "WIDE": query.unit.dtype == torch.float32,
+        "BD": triton.next_power_of_2(query.unit.shape[1]),
+    }
+    uniform = job.uniform_weight if job.weight is None else 1.0
+    ids = (job.labels if x is None else x for x in (job.query_ids, job.key_ids))
+    common = problem.numbers, job.labels, *ids
+    numbers = (
+        *sizes, query.raw.shape[1], query.unit.shape[1], job.segments[0].hardness,
+        terms.margin if flags["MARGIN"] else 0.0, uniform,
+    )  # fmt: skip
+    wanted = any(needs)
+    of_query, of_key = kept(query) if wanted else losses, None
+    infonce_queries_kernel[(triton.cdiv(sizes[0], tiles[0].rows),)](
+        *(query.unit, key.unit, *_raw(query), *common),
+        *(losses if job.weight is None else job.weight, losses, state, of_query, along, *numbers),
+        **{"WEIGHTED": job.weight is not None, "GRADIENT": wanted, "SCALE": learned, **flags},
+        **_shape(tiles[0]),
+    )
+    if needs[block.key]:
+        of_key = kept(key)
+        gain = None
+        if half:
+            largest = state[3].abs().amax()
+            gain = torch.where(largest > 0, LARGEST / largest, 1.0)
+        infonce_keys_kernel[(triton.cdiv(sizes[1], tiles[1].columns),)](
+            *(query.unit, key.unit, *_raw(key), *common, state, state if gain is None else gain),
+            *(of_key, *numbers),
+            **{"GAIN": gain is not None, **flags},
+            **_shape(tiles[1]),
+        )
+    gradients = [of_query if needs[0] else None, of_key]
+    return Result(losses, gradients, along.sum() if learned else None)
+
+
+def _raw(rows: Rows) -> tuple[Any, ...]:
+    """The rows as they came, with their strides and inverse lengths."""
+    return rows.raw, *rows.raw.stride(), rows.raw if rows.inverse is None else rows.inverse
+
+
+def _shape(tile: Tile) -> dict[str, int]:
+    return {
+        "BM": tile.rows, "BN": tile.columns, "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
