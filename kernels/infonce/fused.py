@@ -92,7 +92,6 @@ class Problem:
     hard: Rows | None  # (M K, D)
     numbers: Tensor  # (2,) fp64: scale, offset
     flag: Tensor | None  # () int32 where the offset may lie too far above a row's logits
-    positive: Tensor  # (M,) similarity of each row with its positive
 
 
 def run(
@@ -135,11 +134,7 @@ def _prepare(tensors: list[Tensor], hard: Tensor | None, job: Job) -> Problem:
         rows = [triton_rows.rows_as_they_are(x) for x in everything]
         _bound(rows, numbers, job)
     flag = None if known else torch.zeros((), dtype=torch.int32, device=values.device)
-    first = job.terms.blocks[0]
-    labels = job.labels
-    query, key = rows[first.anchor].unit, rows[first.key].unit
-    positive = triton_rows.pairs(query, key, len(labels), labels)
-    return Problem(job, rows[: len(tensors)], rows[-1] if hard is not None else None, values, flag, positive)
+    return Problem(job, rows[: len(tensors)], rows[-1] if hard is not None else None, values, flag)
 
 
 def _bound(rows: list[Rows], numbers: Numbers, job: Job) -> None:
@@ -187,14 +182,16 @@ class _Plan:
         self.sums: list[Tensor | None] = [None] * len(problem.rows)
         uses = [i for block in self.job.terms.blocks for i in (block.anchor, block.key)]
         self.shared = {i for i in uses if uses.count(i) > 1}
+        first = self.job.terms.blocks[0]
+        query, key = problem.rows[first.anchor].unit, problem.rows[first.key].unit
+        self.positive = triton_rows.pairs(query, key, self.rows, self.job.labels)
         unit = problem.rows[0].unit
         hard = problem.hard
         self.negatives = 0 if hard is None else len(hard.raw) // self.rows
         self.hard = self.of_hard = None
         if hard is not None:
             count = len(hard.raw)
-            anchor = problem.rows[self.job.terms.blocks[0].anchor].unit
-            self.hard = triton_rows.pairs(anchor, hard.unit, count, None, group=self.negatives)
+            self.hard = triton_rows.pairs(query, hard.unit, count, None, group=self.negatives)
             self.of_hard = self.hard.new_empty(self.rows, self.negatives)
         self.softmax = triton_rows.new_softmaxes(unit, self.rows)
 
@@ -245,7 +242,7 @@ class _Plan:
         flag = self.problem.flag
         folded = self._fold(panel, begin, len(panel), online=online)[0]
         triton_rows.softmax(
-            *(self.problem, folded, self.softmax, begin, self.hard, self.of_hard),
+            *(self.problem, self.positive, folded, self.softmax, begin, self.hard, self.of_hard),
             online=online,
             panel=(panel, weighed),
         )
@@ -262,7 +259,8 @@ class _Plan:
         for begin, count in self._panels(step):
             by_row, more = self._fold(None, begin, count, online=online)
             triton_rows.softmax(
-                *(self.problem, by_row, self.softmax, begin, self.hard, self.of_hard),
+                *(self.problem, self.positive, by_row, self.softmax, begin),
+                *(self.hard, self.of_hard),
                 online=online,
             )
             if more is not None:
@@ -271,7 +269,9 @@ class _Plan:
             return None
         if column is None:
             column = triton_rows.new_softmaxes(by_column, self.rows)
-        triton_rows.softmax(self.problem, by_column, column, 0, None, None, online=online)
+        triton_rows.softmax(
+            *(self.problem, self.positive, by_column, column, 0, None, None), online=online
+        )
         return column
 
     def _fold(
@@ -326,8 +326,8 @@ class _Plan:
             numbers=self.problem.numbers,
             segment=piece.segment,
             margin=job.terms.margin if margin else 0.0,
-            positive=self.problem.positive[rows] if margin else None,
-            opposite=self.problem.positive if margin and job.terms.symmetric else None,
+            positive=self.positive[rows] if margin else None,
+            opposite=self.positive if margin and job.terms.symmetric else None,
             query_ids=None if job.query_ids is None else job.query_ids[rows],
             key_ids=job.key_ids,
         )
@@ -425,9 +425,11 @@ def _layout(problem: Problem) -> tuple[list[_Piece], int]:
 
 
 def _folded(parts: list[Tensor], online: bool) -> Tensor:
-    """(planes, tiles, C) of several products -> (4, C) fp64: what stands there for all tiles."""
+    """(planes, tiles, C) of several products -> (planes, C) fp64: what is so of all tiles."""
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     planes, _, count = whole.shape
+    if planes == 1:  # then the sum is all that is read
+        return whole.sum(1, dtype=torch.float64)
     out = torch.zeros(4, count, dtype=torch.float64, device=whole.device)
     if online:
         largest = whole[1].amax(0)

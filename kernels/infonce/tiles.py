@@ -33,7 +33,7 @@ _MIDDLE = Tile(128, 128, 64, 8, 3)
 _AMPERE = (Tile(128, 256, 64, 8, 3), _MIDDLE, _SMALL)
 _HOPPER = (Tile(128, 256, 64, 8, 3, descriptors=True), _MIDDLE, _SMALL)
 _BLACKWELL = (Tile(128, 128, 64, 8, 3, descriptors=True), _SMALL)
-_FULL = (Tile(128, 64, 64, 8, 3), _SMALL)
+_SINGLE = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3))
 PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
     # compute capability, bytes of a number, kind
     **{(80, 2, kind): _AMPERE for kind in ("plain", "columns", "gradients")},
@@ -42,29 +42,24 @@ PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
 }
 OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     **{(2, kind): (_MIDDLE, _SMALL) for kind in ("plain", "columns", "gradients")},
-    **{(4, kind): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)) for kind in ("plain",)},
-    **{(4, kind): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)) for kind in ("columns",)},
-    **{(4, kind): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)) for kind in ("gradients",)},
-    (2, "full"): _FULL,
-    (4, "full"): (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
+    **{(4, kind): _SINGLE for kind in ("plain", "columns", "gradients")},
+    (2, "full"): (Tile(128, 64, 64, 8, 3), _SMALL),
+    (4, "full"): (Tile(64, 64, 32, 4, 3),),
 }
 
 # The kernels shaped like attention, by padded width: the queries' kernel and the keys', for many
-# rows and for few, where every multiprocessor must get some.
+# rows and for few, where every multiprocessor must get some. Rows deeper than a step are multiplied
+# in steps.
 ATTENTION: dict[int, tuple[Tile, Tile]] = {
-    64: (Tile(128, 64, 0, 8, 2), Tile(64, 128, 0, 8, 2)),
-    128: (Tile(128, 64, 0, 8, 2), Tile(64, 128, 0, 8, 2)),
-    256: (Tile(64, 64, 0, 8, 2), Tile(64, 64, 0, 8, 2)),
+    64: (Tile(128, 64, 64, 8, 2), Tile(64, 128, 64, 8, 2)),
+    128: (Tile(128, 64, 128, 8, 2), Tile(64, 128, 128, 8, 2)),
+    256: (Tile(64, 32, 256, 8, 2), Tile(64, 64, 256, 8, 2)),
 }
-FEW: dict[int, tuple[Tile, Tile]] = {
-    64: (Tile(16, 64, 0, 4, 2), Tile(64, 16, 0, 4, 2)),
-    128: (Tile(16, 64, 0, 4, 2), Tile(64, 16, 0, 4, 2)),
-    256: (Tile(16, 64, 0, 4, 2), Tile(64, 16, 0, 4, 2)),
-    512: (Tile(16, 32, 0, 8, 2), Tile(32, 16, 0, 8, 2)),
-    1024: (Tile(16, 32, 0, 8, 2), Tile(32, 16, 0, 8, 2)),
-}
+_FEW = (Tile(16, 64, 128, 4, 2), Tile(64, 16, 128, 4, 2))
+_FEW_WIDE = (Tile(16, 32, 128, 8, 2), Tile(32, 16, 128, 8, 2))
+FEW = {64: _FEW, 128: _FEW, 256: _FEW, 512: _FEW_WIDE, 1024: _FEW_WIDE}
 FEW_SIMILARITIES = 1 << 20  # up to which panels cost more in launches than they save in products
-INTERPRETED = Tile(32, 64, 32, 4, 1), (Tile(16, 32, 0, 4, 1), Tile(32, 16, 0, 4, 1))
+INTERPRETED = Tile(32, 64, 32, 4, 1), (Tile(16, 32, 64, 4, 1), Tile(32, 16, 64, 4, 1))
 
 
 @cache

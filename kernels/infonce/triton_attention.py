@@ -42,6 +42,34 @@ def rows_at(x, i, depth, BD: tl.constexpr):
 
 
 @triton.jit
+def similarities(
+    left,  # (., depth) unit rows
+    i,  # [A] rows of them
+    right,  # (., depth) unit rows
+    j,  # [B]
+    kept_left,  # [A, BD] rows i, and
+    kept_right,  # [B, BD] rows j, where BK is BD
+    depth,
+    PRECISION: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """<left_i, right_j>, [A, B] fp32; wide rows in steps of BK, as registers cannot hold them."""
+    if BK == BD:
+        return tl.dot(kept_left, kept_right.T, input_precision=PRECISION)
+    k = tl.arange(0, BK)
+    a_at = left + i.to(tl.int64)[:, None] * depth + k[None, :]
+    b_at = right + j.to(tl.int64)[:, None] * depth + k[None, :]
+    total = tl.zeros([i.shape[0], j.shape[0]], dtype=tl.float32)
+    for step in range(0, depth, BK):
+        inside = (step + k < depth)[None, :]
+        a = tl.load(a_at + step, mask=inside, other=0.0)
+        b = tl.load(b_at + step, mask=inside, other=0.0)
+        total = tl.dot(a, b.T, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def back(
     g,  # [B, BD] fp32: gradient of unit rows
     x,  # (rows, width)
@@ -113,14 +141,17 @@ def infonce_queries_kernel(
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    BK: tl.constexpr,
     BD: tl.constexpr,
 ):
     """Losses, softmaxes and gradient of BM queries."""
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     here = i < rows
-    q = rows_at(query, tl.minimum(i, rows - 1), depth, BD)
+    mine = tl.minimum(i, rows - 1)
+    q = rows_at(query, mine, depth, BD)
     label = tl.load(labels + i, mask=here, other=0).to(tl.int32)
-    own = tl.dot(q, rows_at(key, label, depth, BD).T, input_precision=PRECISION)  # [BM, BM]
+    positive = rows_at(key, label, depth, BD)
+    own = similarities(query, mine, key, label, q, positive, depth, PRECISION, BK, BD)  # [BM, BM]
     diagonal = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
     x_own = tl.sum(tl.where(diagonal, own, 0.0), 1)
     query_id = label
@@ -136,7 +167,7 @@ def infonce_queries_kernel(
     for column in range(0, columns, BN):
         j = tl.minimum(column + tl.arange(0, BN), columns - 1)
         k = rows_at(key, j, depth, BD)
-        s = tl.dot(q, k.T, input_precision=PRECISION)  # [BM, BN]
+        s = similarities(query, mine, key, j, q, k, depth, PRECISION, BK, BD)  # [BM, BN]
         t = negatives(
             s, numbers, hardness, 0.0, offset, column, columns, label, query_id, key_ids,
             POSITIVE, IDS, WIDE, BN, False,
@@ -172,10 +203,12 @@ def infonce_queries_kernel(
         tl.store(state + rows + i, (w * inverse_sum).to(tl.float32), mask=here)
         tl.store(state + 2 * rows + i, x_own, mask=here)
         tl.store(state + 3 * rows + i, (-w * miss).to(tl.float32), mask=here)
-        w *= uniform
-        positive = rows_at(key, label, depth, BD).to(tl.float32)
-        g *= (w * inverse_sum * rest).to(tl.float32)[:, None]
-        g -= positive * (w * miss).to(tl.float32)[:, None]
+        # (1 - p) (sum_j E_j k_j / sum_j E_j - k_positive). The positive as a product, whose operands
+        # need fewer registers than rows gathered by label; -1 is exact in every type.
+        g *= tl.where(negative > 0, rest / negative, 0.0).to(tl.float32)[:, None]
+        minus = tl.where(diagonal, -1.0, 0.0).to(q.dtype)
+        g = tl.dot(minus, rows_at(key, label, depth, BD), g, input_precision=PRECISION)
+        g *= (w * miss * uniform).to(tl.float32)[:, None]
         back(
             g, x, row_stride, column_stride, inverse, numbers, out, along, i, rows, width,
             NORMALIZE, SCALE, BD,
@@ -213,12 +246,14 @@ def infonce_keys_kernel(
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    BK: tl.constexpr,
     BD: tl.constexpr,
 ):
     """Gradient of BN keys."""
     column = tl.program_id(0) * BN
     j = column + tl.arange(0, BN)
-    k = rows_at(key, tl.minimum(j, columns - 1), depth, BD)
+    mine = tl.minimum(j, columns - 1)
+    k = rows_at(key, mine, depth, BD)
     offset = tl.load(numbers + 1).to(tl.float32)
     if ONLINE:
         offset = 0.0
@@ -226,12 +261,13 @@ def infonce_keys_kernel(
     for row in range(0, rows, BM):
         i = row + tl.arange(0, BM)
         here = i < rows
-        q = rows_at(query, tl.minimum(i, rows - 1), depth, BD)
+        theirs = tl.minimum(i, rows - 1)
+        q = rows_at(query, theirs, depth, BD)
         label = tl.load(labels + i, mask=here, other=-1).to(tl.int32)
         query_id = label
         if IDS:
             query_id = tl.load(query_ids + i, mask=here, other=0)
-        s = tl.dot(k, q.T, input_precision=PRECISION)  # [BN, BM]
+        s = similarities(key, mine, query, theirs, k, q, depth, PRECISION, BK, BD)  # [BN, BM]
         t = negatives(
             s, numbers, hardness, 0.0, offset, column, columns, label, query_id, key_ids,
             POSITIVE, IDS, WIDE, BN, True,
@@ -285,8 +321,8 @@ def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
         "NORMALIZE": query.inverse is not None,
         "PRECISION": precision(query.unit),
         "WIDE": query.unit.dtype == torch.float32,
-        "BD": triton.next_power_of_2(query.unit.shape[1]),
     }
+    block_width = triton.next_power_of_2(query.unit.shape[1])
     uniform = job.uniform_weight if job.weight is None else 1.0
     ids = (job.labels if x is None else x for x in (job.query_ids, job.key_ids))
     common = problem.numbers, job.labels, *ids
@@ -300,7 +336,7 @@ def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
         *(query.unit, key.unit, *_raw(query), *common),
         *(losses if job.weight is None else job.weight, losses, state, of_query, along, *numbers),
         **{"WEIGHTED": job.weight is not None, "GRADIENT": wanted, "SCALE": learned, **flags},
-        **_shape(tiles[0]),
+        **_shape(tiles[0], block_width),
     )
     if needs[block.key]:
         of_key = kept(key)
@@ -312,7 +348,7 @@ def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
             *(query.unit, key.unit, *_raw(key), *common, state, state if gain is None else gain),
             *(of_key, *numbers),
             **{"GAIN": gain is not None, **flags},
-            **_shape(tiles[1]),
+            **_shape(tiles[1], block_width),
         )
     gradients = [of_query if needs[0] else None, of_key]
     return Result(losses, gradients, along.sum() if learned else None)
@@ -323,7 +359,8 @@ def _raw(rows: Rows) -> tuple[Any, ...]:
     return rows.raw, *rows.raw.stride(), rows.raw if rows.inverse is None else rows.inverse
 
 
-def _shape(tile: Tile) -> dict[str, int]:
+def _shape(tile: Tile, width: int) -> dict[str, int]:
     return {
-        "BM": tile.rows, "BN": tile.columns, "num_warps": tile.warps, "num_stages": tile.stages,
+        "BM": tile.rows, "BN": tile.columns, "BK": min(tile.depth, width), "BD": width,
+        "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip

@@ -171,10 +171,10 @@ def infonce_pairs_kernel(
 def pairs(left: Tensor, right: Tensor, rows: int, labels: Tensor | None, group: int = 1) -> Tensor:
     """Similarities (rows,) of row i // group of `left` with row labels[i] (or i) of `right`."""
     out = left.new_empty(rows, dtype=torch.float32)
-    infonce_pairs_kernel[(triton.cdiv(rows, PAD),)](
+    infonce_pairs_kernel[(triton.cdiv(rows, 32),)](
         *(left, right, out if labels is None else labels, out, rows, left.shape[1]),
         **{"GROUP": group, "LABELS": labels is not None, "PRECISION": precision(left)},
-        **{"BM": PAD, "BK": 32, "num_warps": 4},
+        **{"BM": 32, "BK": 32, "num_warps": 4},
     )
     return out
 
@@ -198,7 +198,7 @@ class Softmaxes:
 
 @triton.jit(do_not_specialize=["rows", "begin", "negatives"])
 def infonce_softmax_kernel(
-    folded,  # (4, rows) fp64: sum of exponentials, largest logit, sum of logits, number
+    folded,  # (planes, rows) fp64: sum of exponentials, largest logit, sum of logits, number
     positive,  # (total,) similarity with the positive
     hard,  # (total, negatives) similarities with own hard negatives, where HARD
     of_hard,  # (total, negatives) out: gradients of their logits
@@ -318,7 +318,8 @@ def new_softmaxes(like: Tensor, count: int) -> Softmaxes:
 
 def softmax(
     problem: "Problem",
-    folded: Tensor,  # (4, C) fp64
+    positive: Tensor,  # (M,) similarities
+    folded: Tensor,  # (planes, C) fp64
     out: Softmaxes,
     begin: int,
     hard: Tensor | None,  # (M K,) similarities
@@ -336,7 +337,7 @@ def softmax(
     flag = problem.flag
     block = {"BR": 16, "BD": 256}
     infonce_softmax_kernel[(triton.cdiv(rows, block["BR"]),)](
-        *(folded, problem.positive, folded if hard is None else hard),
+        *(folded, positive, folded if hard is None else hard),
         *(folded if of_hard is None else of_hard, folded if job.weight is None else job.weight),
         *(problem.numbers, out.losses, out.state, out.after, target, target.stride(0), job.labels),
         *(query, weighed, folded if flag is None else flag, begin, rows, total, negatives),
