@@ -31,6 +31,7 @@ OLDEST = 8, 0  # compute capability: the first with bfloat16 products
 _limit: int | None = None
 
 
+@functools.cache
 def _native_problem() -> str:
     try:
         native.load()
@@ -74,11 +75,18 @@ def _triton_detail() -> str:
     return f"fused products ({torch.cuda.get_device_name()})"
 
 
-@functools.cache
-def missing(name: str) -> str:
-    """What a back-end lacks on this machine, and the command that brings it; empty: nothing."""
-    problems = {"cpu": _native_problem, "triton": _triton_problem, "cuda": lambda: NO_CUDA}
-    return problems[name]() if name in problems else ""
+PROBLEMS = {"cpu": _native_problem, "triton": _triton_problem, "cuda": lambda: NO_CUDA}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def missing(name: str, device: str | None = None) -> str:
+    """Why a back-end cannot run, at all or on a kind of device; empty: it can."""
+    if problem := PROBLEMS[name]() if name in PROBLEMS else "":
+        return problem
+    where = {"cpu": "cpu", "triton": "cuda"}.get(name)
+    if where is None or device in (None, where) or (name == "triton" and _interpreted()):
+        return ""
+    return f"the tensors are on {device}; move them to {where}"
 
 
 @dataclass(frozen=True)
@@ -155,14 +163,8 @@ def choose(backend: str, device: torch.device) -> str:
     if backend == "auto":
         own = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "torch")
         return "torch" if missing(own) else own
-    if problem := missing(backend):
+    if problem := missing(backend, device.type):
         raise BackendUnavailableError(f'backend="{backend}": {problem}; or use backend="auto".')
-    where = {"cpu": "cpu", "triton": "cuda"}.get(backend, device.type)
-    if device.type != where and not (backend == "triton" and _interpreted()):
-        raise BackendUnavailableError(
-            f'backend="{backend}": the tensors are on {device}; move them to {where}, or use '
-            'backend="auto".'
-        )
     return backend
 
 

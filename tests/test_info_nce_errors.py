@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 
@@ -104,15 +105,48 @@ def test_bad_input_is_named(error, message, query, key, options):
         info_nce(query, key, **options)
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_a_named_backend_that_cannot_run_says_what_is_missing(name):
-    with pytest.raises(BackendUnavailableError, match=f'backend="{name}": .*use backend="auto"'):
-        info_nce(X, X, backend=name)
-    assert not backends()[name].available
+def test_a_named_backend_that_cannot_run_says_what_is_missing():
+    with pytest.raises(BackendUnavailableError, match='backend="cuda": .*use backend="auto"'):
+        info_nce(X, X, backend="cuda")
+    assert not backends()["cuda"].available
+
+
+def triton_here(monkeypatch, *, capability=None, interpreted=False):
+    """As on a machine whose GPU, if any, has a compute capability."""
+    there = capability is not None
+    monkeypatch.setattr(backend, "_interpreted", lambda: interpreted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    monkeypatch.setitem(backend.PROBLEMS, "triton", backend._triton_problem.__wrapped__)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize(
+    ("capability", "message"),
+    [
+        (None, "torch finds no CUDA device; install a build of torch with CUDA"),
+        ((7, 5), "the device has compute capability 7.5, and 8.0 is needed"),
+        ((9, 0), "the tensors are on cpu; move them to cuda"),
+    ],
+)
+def test_triton_says_what_it_lacks(capability, message, monkeypatch):
+    triton_here(monkeypatch, capability=capability)
+    with pytest.raises(BackendUnavailableError, match=f'"triton": {message}.*use backend="auto"'):
+        info_nce(X, X, backend="triton")
+    assert backends()["triton"].available == (capability == (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"), [(None, "torch"), ((7, 5), "torch"), ((8, 0), "triton")]
+)
+def test_tensors_on_a_gpu_take_triton_where_it_runs(capability, chosen, monkeypatch):
+    triton_here(monkeypatch, capability=capability)
+    assert backend.choose("auto", torch.device("cuda")) == chosen
 
 
 def test_without_the_library_auto_takes_torch_and_cpu_says_why(monkeypatch):
-    monkeypatch.setitem(backend.MISSING, "cpu", "the native library is missing")
+    monkeypatch.setitem(backend.PROBLEMS, "cpu", lambda: "the native library is missing")
     assert info_nce(X, X).item() == pytest.approx(math.log(4))
     assert backends()["cpu"].detail == "the native library is missing"
     with pytest.raises(BackendUnavailableError, match="the native library is missing"):

@@ -201,15 +201,14 @@ class _Plan:
         step = self._step(self.columns * unit.element_size())
         with workspace.borrowed("panel", unit, step * self.columns) as memory:
             whole = memory[: step * self.columns].view(step, self.columns)
-            weighed = unit.new_empty(step, unit.shape[1])
+            (block,) = self.job.terms.blocks
             for begin, count in self._panels(step):
-                panel, mine = whole[:count], weighed[:count]
-                self._exponentials(panel, mine, begin, online=False)
+                panel = whole[:count]
+                weighed = self._exponentials(panel, begin, online=False)
                 if self.problem.flag is not None:
-                    self._exponentials(panel, mine, begin, online=True)
-                (block,) = self.job.terms.blocks
+                    weighed = self._exponentials(panel, begin, online=True, weighed=weighed)
                 self._add(block.anchor, begin, panel, self.problem.rows[block.key].unit)
-                self._add(block.key, 0, panel.T, mine, first=begin == 0)
+                self._add(block.key, 0, panel.T, weighed, first=begin == 0)
         return self._result(self.softmax.losses, after=self.softmax.after, gain=None)
 
     def in_two_passes(self) -> Result:
@@ -237,10 +236,17 @@ class _Plan:
                     self._backward(panel, begin)
         return self._result(losses, after=None, gain=gain)
 
-    def _exponentials(self, panel: Tensor, weighed: Tensor, begin: int, *, online: bool) -> None:
-        """Fill a panel and complete it; online, once more with every row's own offset if needed."""
-        flag = self.problem.flag
+    def _exponentials(
+        self, panel: Tensor, begin: int, *, online: bool, weighed: Tensor | None = None
+    ) -> Tensor:
+        """Fill a panel; online, once more with gradients if an offset did not suit.
+
+        Returns the queries as the keys' gradient needs them, (C, depth).
+        """
         folded = self._fold(panel, begin, len(panel), online=online)[0]
+        if weighed is None:  # the sums over tiles are gone by now
+            unit = self.problem.rows[0].unit
+            weighed = unit.new_empty(len(panel), unit.shape[1])
         triton_rows.softmax(
             *(self.problem, self.positive, folded, self.softmax, begin, self.hard, self.of_hard),
             online=online,
@@ -248,6 +254,7 @@ class _Plan:
         )
         if online:
             self._gradients(panel, begin, None, self.softmax.state[3], None, online=True)
+        return weighed
 
     def _softmaxes(
         self, *, online: bool, column: Softmaxes | None = None

@@ -1,0 +1,261 @@
+"""The GPU's plan and kernels, here in Triton's interpreter: paths that sizes alone do not reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from info_nce_cases import Case, assert_no_worse, errors, evaluate, random_case, textbook
+
+from simcse_fast import backends, info_nce, set_workspace_limit
+from simcse_fast.kernels.infonce.terms import Block, Job, Own, Segment, Terms
+from simcse_fast.losses.info_nce import block_softmax
+
+if not backends()["triton"].available:
+    pytest.skip(backends()["triton"].detail, allow_module_level=True)
+
+from simcse_fast.kernels.infonce import fused, tiles, triton_attention, triton_kernels, triton_rows
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+IDS = {"query_ids": torch.arange(67) % 9, "key_ids": torch.arange(67) % 7}
+ONE_WAY = {
+    "plain": {},
+    "none": {"reduction": "none"},
+    "not-normalized": {"normalize": False},
+    "margin": {"false_negative_margin": 0.05},
+    "ids": IDS,
+    "hardness": {"hardness": 3.0},
+    "repeated-labels": {"labels": torch.arange(67) // 3},
+    "weight": {"weight": torch.linspace(0, 2, 67)},
+    "everything": {
+        **IDS, "hard": 3, "hard_negative_weight": 2.0, "hardness": 1.0, "normalize": False,
+        "false_negative_margin": 0.3, "weight": torch.linspace(0, 2, 67),
+        "labels": torch.arange(67) // 2,
+    },
+}  # fmt: skip
+
+JOB = Job(Terms((Block(0, 1, 8),)), (Segment(0, 8, Own.POSITIVE, 0.0, 0.0),), 1.0, torch.arange(8), None, None, None, 1 / 8)
+PRODUCT_TILES = sorted(
+    {tile for group in (*tiles.PRODUCTS.values(), *tiles.OTHERWISE.values()) for tile in group},
+    key=str,
+)
+ATTENTION_TILES = sorted({(w, p) for t in (tiles.ATTENTION, tiles.FEW) for w, p in t.items()}, key=str)
+
+
+@pytest.fixture(autouse=True)
+def default_workspace():
+    yield
+    set_workspace_limit(None)
+
+
+@pytest.fixture
+def panels_only(monkeypatch):
+    """Without the kernels shaped like attention, which come first at these sizes."""
+    monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+
+
+def here(case: Case) -> Case:
+    move = lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x  # noqa: E731
+    options = {name: move(value) for name, value in case.options.items()}
+    names = ("query", "key", "hard_negatives", "temperature")
+    return Case(**{name: move(getattr(case, name)) for name in names}, options=options)
+
+
+def check(case: Case) -> None:
+    """No worse than torch; in fp16 at a scale at which gradients survive that type."""
+    if case.query.dtype != torch.float16:
+        assert_no_worse(lambda _: here(case), backend="triton", seeds=1)
+        return
+    upstream = torch.tensor(2.0**20)
+    exact = evaluate(textbook, case.to(torch.float64), upstream)
+    found = errors(evaluate(info_nce, here(case), upstream, backend="triton"), exact)
+    assert max(found) < 5e-3, found
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ONE_WAY)
+def test_panels_are_no_worse_than_torch(name, dtype):
+    set_workspace_limit(2 * 128 * dtype.itemsize * 16)  # three panels of 32 rows, the last ragged
+    assert_no_worse(
+        lambda seed: here(random_case(67, width=33, seed=seed, dtype=dtype, **ONE_WAY[name])),
+        backend="triton",
+        seeds=2,
+    )
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("temperature", "noise"),
+    [
+        pytest.param(0.05, 0.02, id="converged"),  # 1 - p about 1e-6
+        pytest.param(0.01, 1.0, id="cold"),
+        pytest.param(0.01, 1e3, id="cold-unrelated"),
+        pytest.param(1.0, 1e3, id="warm-unrelated"),
+    ],
+)
+def test_panels_in_every_regime(temperature, noise, dtype):
+    assert_no_worse(
+        lambda seed: here(
+            random_case(67, temperature=temperature, noise=noise, seed=seed, dtype=dtype)
+        ),
+        backend="triton",
+        seeds=2,
+    )
+
+
+def opposite(symmetric: bool) -> Case:
+    """All cosines near -1 at temperature 0.01: logits 288 binades under their bound."""
+    g = torch.Generator().manual_seed(0)
+    towards = torch.randn(1, 33, generator=g, dtype=torch.float64)
+    query, key = (
+        side * towards + 0.05 * torch.randn(40, 33, generator=g, dtype=torch.float64)
+        for side in (1, -1)
+    )
+    options = {"symmetric": symmetric}
+    return Case(query, key, None, torch.tensor(0.01, dtype=torch.float64), options)
+
+
+def one_giant(symmetric: bool) -> Case:
+    """Rows as they are, of which one is 1e4 times longer: the bound suits no other row."""
+    case = random_case(40, width=33, dtype=torch.float64, normalize=False, symmetric=symmetric)
+    case.key[7] *= 1e4
+    case.query[7] *= 1e-4
+    return dataclasses.replace(case, temperature=torch.tensor(0.05, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+@pytest.mark.parametrize("make_case", [opposite, one_giant])
+@pytest.mark.parametrize("learned", [False, True], ids=["number", "tensor"])
+def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
+    learned, make_case, symmetric, narrow, monkeypatch
+):
+    if not narrow:
+        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+    case = make_case(symmetric).to(torch.float32)
+    flags = []
+    prepare = fused._prepare
+    monkeypatch.setattr(
+        fused, "_prepare", lambda *a: [found := prepare(*a), flags.append(found.flag)][0]
+    )
+
+    def loss(temperature, **tensors):
+        temperature = temperature if learned else temperature.item()
+        return info_nce(temperature=temperature, **tensors)
+
+    exact = evaluate(textbook, case.to(torch.float64), torch.ones(()))
+    case = here(case)
+    tensors = {name: getattr(case, name).requires_grad_() for name in ("query", "key")}
+    value = loss(case.temperature, **tensors, **case.options, backend="triton")
+    found = [value, *torch.autograd.grad(value, list(tensors.values()))]
+    assert max(errors([x.detach().double().cpu() for x in found], exact[:3])) < 3e-5
+    if not narrow or symmetric:
+        assert flags[0].item() == 1  # it was the second way that was tested
+
+
+def test_an_offset_that_is_known_to_suit_costs_no_flag():
+    query = torch.randn(8, 16, device=DEVICE)
+    for temperature, known in ((0.05, True), (0.014, True), (0.01, False)):
+        job = dataclasses.replace(JOB, scale=1 / temperature, labels=torch.arange(8, device=DEVICE))
+        assert (fused._prepare([query, query], None, job).flag is None) == known
+
+
+def test_blocks_share_one_softmax():
+    """Joined directions of sentence-transformers' loss: every block, anchor and kind of own column."""
+    rows, docs = 19, 38
+    g = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(n, 33, generator=g, dtype=torch.float64) for n in (rows, docs)]
+    blocks = (
+        Block(0, 1, rows, Own.POSITIVE, 2.0, 1.0),
+        Block(0, 0, rows, Own.LEFT_OUT),
+        Block(1, 0, rows, Own.KEPT),
+        Block(1, 1, rows, Own.LEFT_OUT),
+    )
+    for count, dtype in itertools.product(range(1, 5), DTYPES):
+        set_workspace_limit(7 * 256 * dtype.itemsize)  # panels of 7 rows and fewer
+
+        def gradients(backend, inputs, blocks=blocks[:count]):
+            inputs = [x.to(DEVICE).requires_grad_() for x in inputs]
+            loss = block_softmax(inputs, blocks, scale=20.0, normalize=True, backend=backend)
+            return [x.double().cpu() for x in (loss.detach(), *torch.autograd.grad(loss, inputs))]
+
+        exact = gradients("reference", tensors)
+        found = errors(gradients("triton", [x.to(dtype) for x in tensors]), exact)
+        assert max(found) < {4: 2e-6, 2: 2e-2}[dtype.itemsize]
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+@pytest.mark.parametrize("tile", PRODUCT_TILES, ids=str)
+def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
+    """As wide as on a GPU, descriptors included, round their edges."""
+    monkeypatch.setattr(triton_kernels, "product_tile", lambda *_: tile)
+    rows = tile.rows + 1
+    check(random_case(rows, width=70, dtype=dtype, symmetric=symmetric, hardness=1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("width", "pair"), ATTENTION_TILES, ids=str)
+def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
+    monkeypatch.setattr(triton_attention, "attention_tiles", lambda *_: pair)
+    check(random_case(130, 140, width=width - 5, dtype=dtype, hardness=1.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["rows", "symmetric"])
+def test_launches(options, monkeypatch):
+    """How many kernels of ours a loss and its gradients take: what a small batch consists of."""
+    count = []
+    for module in (triton_rows, triton_kernels, triton_attention):
+        for name, kernel in list(vars(module).items()):
+            if name.startswith("infonce_"):
+                monkeypatch.setattr(module, name, Counted(kernel, count))
+    case = here(random_case(40, width=33, **options))
+    pair = case.query.requires_grad_(), case.key.requires_grad_()
+    info_nce(*pair, **options, backend="triton").backward()
+    # Unit rows twice, queries, keys; or unit rows twice, pairs, sums, two softmaxes, gradients,
+    # and back through the normalisation twice.
+    assert len(count) == (9 if options else 4)
+
+
+class Counted:
+    """A kernel that notes its launches."""
+
+    def __init__(self, kernel, count):
+        self.kernel, self.count = kernel, count
+
+    def __getitem__(self, grid):
+        self.count.append(self.kernel)
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["rows", "symmetric"])
+def test_a_converged_loss_in_fp16_keeps_its_gradient(options):
+    """1 - p about 1e-6 over N rows is below fp16's range, if it is not scaled."""
+    case = random_case(64, width=96, noise=0.02, temperature=0.05, dtype=torch.float16, **options)
+    check(dataclasses.replace(case, temperature=torch.tensor(0.05)))
+
+
+def test_gradients_are_kept_in_the_type_that_holds_them():
+    for dtype, kept in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)):
+        case = here(random_case(9, width=16, dtype=dtype))
+        loss = info_nce(case.query.requires_grad_(), case.key, backend="triton")
+        assert loss.grad_fn.kept[2].dtype == kept
+        assert torch.autograd.grad(loss, case.query)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+def test_without_gradients_the_loss_is_the_same(symmetric):
+    case = here(random_case(67, width=33, symmetric=symmetric))
+    tensors = {"query": case.query, "key": case.key, "backend": "triton"}
+    with torch.no_grad():
+        forward = info_nce(**tensors, symmetric=symmetric)
+    full = info_nce(**tensors | {"query": case.query.requires_grad_()}, symmetric=symmetric)
+    torch.testing.assert_close(forward, full.detach(), rtol=1e-6, atol=0)
+    assert math.isfinite(forward)
