@@ -63,7 +63,9 @@ def _triton_problem() -> str:
     if _interpreted():
         return ""
     if not torch.cuda.is_available():
-        return "torch finds no CUDA device; install a build of torch with CUDA on a machine with one"
+        return (
+            "torch finds no CUDA device; install a build of torch with CUDA on a machine with one"
+        )
     if (found := torch.cuda.get_device_capability()) < OLDEST:
         return "the device has compute capability {}.{}, and 8.0 is needed".format(*found)
     return ""

@@ -1,8 +1,10 @@
-"""Compile every Triton kernel that a loss launches, for a GPU that is not here: prints its resources.
+"""Compile every Triton kernel that a loss launches for a GPU that is not here; print what it needs.
 
     python tests/compile_kernels.py 90
 
-The launchers run as they are, on tensors of the CPU; instead of a launch there is a compilation.
+The launchers run as they are, on a CPU's tensors; a launch becomes a compilation. One line of JSON
+for each kernel: its name, switches, registers, bytes of stack (where spilled ones stand) and of
+shared memory.
 """
 
 import json
@@ -17,11 +19,48 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from simcse_fast import backend, info_nce, set_workspace_limit
+from simcse_fast.kernels.infonce import fused, tiles
+
+EVERYTHING = {
+    "false_negative_margin": 0.1,
+    "query_ids": torch.arange(40_000),
+    "key_ids": torch.arange(40_000),
+}
+LEARNED = {"temperature": torch.tensor(0.05, requires_grad=True)}
+MODES = [
+    {},
+    {"symmetric": True},
+    LEARNED,
+    LEARNED | {"symmetric": True},
+    EVERYTHING,
+    EVERYTHING | {"symmetric": True},
+]
+RARE = [
+    {"label_smoothing": 0.1},
+    EVERYTHING | LEARNED | {"symmetric": True, "label_smoothing": 0.1},
+    {"hard": 2},
+    {"normalize": False},
+    {"normalize": False, "symmetric": True},
+]
+CASES = [  # rows, width, type, options: each size has tiles of its own
+    *((4096, 768, "bfloat16", options) for options in MODES + RARE),
+    *((512, 768, "bfloat16", options) for options in MODES),
+    *((4096, 768, "float16", options) for options in MODES[:4]),
+    *((4096, 768, "float32", options) for options in MODES + RARE),
+    *((256, 768, "float32", options) for options in MODES[:2]),
+    *((20_000, 128, "bfloat16", options) for options in MODES),
+    (20_000, 64, "bfloat16", {}),
+    *((40_000, 256, "bfloat16", options) for options in MODES),
+    *((512, 256, "bfloat16", options) for options in MODES),
+    *((512, 100, "float16", options) for options in MODES),
+]
+
 
 class Driver:
     """What Triton asks of a device, without one."""
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability):
         self.target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self):
@@ -34,16 +73,16 @@ class Driver:
         return 0
 
 
-def resources(kernel) -> dict[str, int]:
-    """Registers, bytes of stack (spilled ones stand there) and of shared memory."""
+def resources(kernel):
+    """Registers, stack and shared memory, read off the machine code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         command = [tool, "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
-    line = next(line for line in text.splitlines() if "REG:" in line)
-    found = dict(item.split(":")[:2] for item in line.split() if ":" in item and "[" not in item)
+        run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    line = next(line for line in run.stdout.splitlines() if "REG:" in line)
+    found = dict(item.split(":") for item in line.split() if item.count(":") == 1)
     return {
         "registers": int(found["REG"]),
         "stack": int(found["STACK"]) + int(found["LOCAL"]),
@@ -51,19 +90,40 @@ def resources(kernel) -> dict[str, int]:
     }
 
 
-def compile_instead(found: list) -> None:
-    """Have every launch compile and report."""
-    run = JITFunction.run
+def compile_instead_of_launching():
+    """Print each kernel once."""
+    run, seen = JITFunction.run, set()
 
-    def compile_only(self, *args, grid, warmup, **kwargs):
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        key = (self.__name__, kernel.hash)
-        if key not in {(f["kernel"], f["hash"]) for f in found}:
-            flags = {k: v for k, v in kwargs.items() if v is not False}
-            found.append(
-                {"kernel": self.__name__, "hash": kernel.hash, "flags": flags} | resources(kernel)
-            )
-            print(json.dumps({k: v for k, v in found[-1].items() if k != "hash"}), flush=True)
+    def compile_only(self, *args, grid, warmup, **switches):
+        kernel = run(self, *args, grid=grid, warmup=True, **switches)
+        if kernel.hash not in seen:
+            seen.add(kernel.hash)
+            row = {"kernel": self.__name__, **switches, **resources(kernel)}
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
         return kernel
 
     JITFunction.run = compile_only
+
+
+def main(capability):
+    driver.set_active(Driver(capability))
+    compile_instead_of_launching()
+    tiles.capability = lambda _device: capability
+    tiles.processors = lambda _device: 132
+    backend._interpreted = lambda: True  # tensors of the CPU are welcome
+    backend.PROBLEMS["triton"] = lambda: ""
+    fused.multiply = lambda *_, **__: None
+    set_workspace_limit(64 << 20)
+    for rows, width, dtype, options in CASES:
+        x = torch.ones(rows, width, dtype=getattr(torch, dtype), requires_grad=True)
+        more = {
+            k: v[:rows] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in options.items()
+        }
+        if hard := more.pop("hard", 0):
+            more["hard_negatives"] = torch.ones(rows, hard, width, dtype=x.dtype)
+        info_nce(x, x, backend="triton", **more)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-
 class OnCuda(str):
     """The name of a back-end, for tests that put their tensors on a CUDA device."""
 

@@ -106,7 +106,7 @@ def test_bad_input_is_named(error, message, query, key, options):
 
 
 def test_a_named_backend_that_cannot_run_says_what_is_missing():
-    with pytest.raises(BackendUnavailableError, match='backend="cuda": .*use backend="auto"'):
+    with pytest.raises(BackendUnavailableError, match=r'backend="cuda": .*use backend="auto"'):
         info_nce(X, X, backend="cuda")
     assert not backends()["cuda"].available
 

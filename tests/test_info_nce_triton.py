@@ -17,7 +17,14 @@ from simcse_fast.losses.info_nce import block_softmax
 if not backends()["triton"].available:
     pytest.skip(backends()["triton"].detail, allow_module_level=True)
 
-from simcse_fast.kernels.infonce import fused, tiles, triton_attention, triton_kernels, triton_rows
+from simcse_fast.kernels.infonce import (
+    fused,
+    tiles,
+    triton_attention,
+    triton_kernels,
+    triton_rows,
+    triton_softmax,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -38,12 +45,24 @@ ONE_WAY = {
     },
 }  # fmt: skip
 
-JOB = Job(Terms((Block(0, 1, 8),)), (Segment(0, 8, Own.POSITIVE, 0.0, 0.0),), 1.0, torch.arange(8), None, None, None, 1 / 8)
+JOB = Job(
+    Terms((Block(0, 1, 8),)),
+    (Segment(0, 8, Own.POSITIVE, 0.0, 0.0),),
+    1.0,
+    torch.arange(8),
+    None,
+    None,
+    None,
+    1 / 8,
+)
 PRODUCT_TILES = sorted(
     {tile for group in (*tiles.PRODUCTS.values(), *tiles.OTHERWISE.values()) for tile in group},
     key=str,
 )
-ATTENTION_TILES = sorted({(w, p) for t in (tiles.ATTENTION, tiles.FEW) for w, p in t.items()}, key=str)
+ATTENTION_TILES = sorted(
+    {(w, p) for t in (tiles.ATTENTION, tiles.ATTENTION_HOPPER, tiles.FEW) for w, p in t.items()},
+    key=str,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +186,7 @@ def test_an_offset_that_is_known_to_suit_costs_no_flag():
 
 
 def test_blocks_share_one_softmax():
-    """Joined directions of sentence-transformers' loss: every block, anchor and kind of own column."""
+    """Joined directions of sentence-transformers' loss: every kind of block and of own column."""
     rows, docs = 19, 38
     g = torch.Generator().manual_seed(0)
     tensors = [torch.randn(n, 33, generator=g, dtype=torch.float64) for n in (rows, docs)]
@@ -196,7 +215,7 @@ def test_blocks_share_one_softmax():
 @pytest.mark.parametrize("tile", PRODUCT_TILES, ids=str)
 def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
     """As wide as on a GPU, descriptors included, round their edges."""
-    monkeypatch.setattr(triton_kernels, "product_tile", lambda *_: tile)
+    monkeypatch.setattr(tiles, "product_tile", lambda *_: tile)
     rows = tile.rows + 1
     check(random_case(rows, width=70, dtype=dtype, symmetric=symmetric, hardness=1.0))
 
@@ -204,7 +223,7 @@ def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("width", "pair"), ATTENTION_TILES, ids=str)
 def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
-    monkeypatch.setattr(triton_attention, "attention_tiles", lambda *_: pair)
+    monkeypatch.setattr(tiles, "attention_tiles", lambda *_: pair)
     check(random_case(130, 140, width=width - 5, dtype=dtype, hardness=1.0))
 
 
@@ -212,7 +231,7 @@ def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
 def test_launches(options, monkeypatch):
     """How many kernels of ours a loss and its gradients take: what a small batch consists of."""
     count = []
-    for module in (triton_rows, triton_kernels, triton_attention):
+    for module in (triton_rows, triton_softmax, triton_kernels, triton_attention):
         for name, kernel in list(vars(module).items()):
             if name.startswith("infonce_"):
                 monkeypatch.setattr(module, name, Counted(kernel, count))
@@ -243,7 +262,11 @@ def test_a_converged_loss_in_fp16_keeps_its_gradient(options):
 
 
 def test_gradients_are_kept_in_the_type_that_holds_them():
-    for dtype, kept in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)):
+    for dtype, kept in (
+        (torch.float32,) * 2,
+        (torch.bfloat16,) * 2,
+        (torch.float16, torch.float32),
+    ):
         case = here(random_case(9, width=16, dtype=dtype))
         loss = info_nce(case.query.requires_grad_(), case.key, backend="triton")
         assert loss.grad_fn.kept[2].dtype == kept

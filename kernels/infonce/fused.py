@@ -2,96 +2,28 @@
 
 Similarities are never stored: a product's epilogue turns them into exponentials above an offset
 that is known beforehand, or into gradients where the softmaxes are known. docs/loss.md derives it.
-The products are a part (triton_kernels.py); all else is here and in triton_rows.py.
+The products are a part (triton_kernels.py); all else is here and in the other files triton_*.py.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from simcse_fast.kernels.infonce import triton_rows, workspace
+from simcse_fast.kernels.infonce import tiles, triton_rows, triton_softmax, workspace
 from simcse_fast.kernels.infonce.panels import Result
+from simcse_fast.kernels.infonce.partial_sums import folded, joined
+from simcse_fast.kernels.infonce.similarities import Problem, Products, Similarities
 from simcse_fast.kernels.infonce.terms import Job, Segment
-from simcse_fast.kernels.infonce.tiles import processors
-from simcse_fast.kernels.infonce.triton_rows import HEADROOM, Numbers, Rows, Softmaxes
+from simcse_fast.kernels.infonce.triton_rows import HEADROOM, Numbers, Rows
+from simcse_fast.kernels.infonce.triton_softmax import Softmaxes
 
 LOG2E = math.log2(math.e)
 LOWEST_EXPONENT = -126  # of fp32 before it loses digits
 WAVE = 128  # rows of the tiles in which torch's products are counted when panels are cut
-LARGEST = 2.0**13  # that a gradient of logits in fp16 is scaled to; sums of two stay finite
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """A panel's unit rows against a segment's, and what the epilogue of their product must know."""
-
-    query: Tensor  # (C, depth)
-    key: Tensor  # (W, depth)
-    labels: Tensor  # (C,) each row's own column of the segment
-    numbers: Tensor  # (2,) fp64: scale, offset
-    segment: Segment
-    margin: float = 0.0
-    positive: Tensor | None = None  # (C,) similarity with the positive, where a margin is given
-    opposite: Tensor | None = None  # (W,) the same of the columns, where they are summed too
-    query_ids: Tensor | None = None  # (C,)
-    key_ids: Tensor | None = None  # (W,)
-
-
-class Products(Protocol):
-    """Products of unit rows with the softmax in their epilogue; triton_kernels.py says more."""
-
-    def sums(
-        self,
-        s: Similarities,
-        panel: Tensor | None,
-        *,
-        columns: bool,
-        online: bool,
-        smoothing: bool,
-        flag: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What each tile adds to its rows and, if asked, its columns; fills a panel.
-
-        Planes (sum of exponentials, largest logit, sum of logits, number) x tiles x C (or W). The
-        panel gets exponentials, 0 at the positive and beyond the last column. Exponentials are
-        taken above the offset; `online` above the tile's largest logit. With a flag, runs if it
-        is set.
-        """
-
-    def gradients(
-        self,
-        s: Similarities,
-        panel: Tensor,
-        row_state: Tensor,
-        column_state: Tensor | None,
-        own: Tensor,
-        *,
-        gain: Tensor | None,
-        online: bool,
-        smoothing: bool,
-        flag: Tensor | None,
-        expected: int,
-    ) -> None:
-        """Fill the panel with gradients of the logits; with a flag, runs if that is `expected`."""
-
-    def narrow(self, problem: "Problem", needs: Sequence[bool]) -> "Result | None":
-        """A narrow or small problem without panels, or None."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The rows on the device, and what the plan derives from them before the first product."""
-
-    job: Job
-    rows: list[Rows]  # like tensors
-    hard: Rows | None  # (M K, D)
-    numbers: Tensor  # (2,) fp64: scale, offset
-    flag: Tensor | None  # () int32 where the offset may lie too far above a row's logits
 
 
 def run(
@@ -193,7 +125,7 @@ class _Plan:
             count = len(hard.raw)
             self.hard = triton_rows.pairs(query, hard.unit, count, None, group=self.negatives)
             self.of_hard = self.hard.new_empty(self.rows, self.negatives)
-        self.softmax = triton_rows.new_softmaxes(unit, self.rows)
+        self.softmax = triton_softmax.new_softmaxes(unit, self.rows)
 
     def in_one_pass(self) -> Result:
         """One direction: exponentials, their sums, and two products of each panel."""
@@ -224,7 +156,7 @@ class _Plan:
         if any(self.needs):
             unit = self.problem.rows[0].unit
             if unit.dtype == torch.float16:
-                gain = _gain(own)
+                gain = triton_softmax.gain_of(own)
             step = self._step(self.columns * unit.element_size())
             with workspace.borrowed("panel", unit, step * self.columns) as memory:
                 whole = memory[: step * self.columns].view(step, self.columns)
@@ -243,12 +175,12 @@ class _Plan:
 
         Returns the queries as the keys' gradient needs them, (C, depth).
         """
-        folded = self._fold(panel, begin, len(panel), online=online)[0]
+        sums, _ = self._fold(panel, begin, len(panel), online=online)
         if weighed is None:  # the sums over tiles are gone by now
             unit = self.problem.rows[0].unit
             weighed = unit.new_empty(len(panel), unit.shape[1])
-        triton_rows.softmax(
-            *(self.problem, self.positive, folded, self.softmax, begin, self.hard, self.of_hard),
+        triton_softmax.softmax(
+            *(self.problem, self.positive, sums, self.softmax, begin, self.hard, self.of_hard),
             online=online,
             panel=(panel, weighed),
         )
@@ -256,27 +188,24 @@ class _Plan:
             self._gradients(panel, begin, None, self.softmax.state[3], None, online=True)
         return weighed
 
-    def _softmaxes(
-        self, *, online: bool, column: Softmaxes | None = None
-    ) -> Softmaxes | None:
+    def _softmaxes(self, *, online: bool, column: Softmaxes | None = None) -> Softmaxes | None:
         """Softmaxes of all rows, and those of the columns where the loss is symmetric."""
-        symmetric = self.job.terms.symmetric
         by_column = None
         step = self._step(8 * self.columns // triton_rows.PAD)
         for begin, count in self._panels(step):
             by_row, more = self._fold(None, begin, count, online=online)
-            triton_rows.softmax(
+            triton_softmax.softmax(
                 *(self.problem, self.positive, by_row, self.softmax, begin),
                 *(self.hard, self.of_hard),
                 online=online,
             )
             if more is not None:
-                by_column = more if by_column is None else _joined(by_column, more, online)
+                by_column = more if by_column is None else joined(by_column, more, online)
         if by_column is None:
             return None
         if column is None:
-            column = triton_rows.new_softmaxes(by_column, self.rows)
-        triton_rows.softmax(
+            column = triton_softmax.new_softmaxes(by_column, self.rows)
+        triton_softmax.softmax(
             *(self.problem, self.positive, by_column, column, 0, None, None), online=online
         )
         return column
@@ -296,8 +225,7 @@ class _Plan:
                 flag=self.problem.flag if online else None,
             )
             parts.append(by_row)
-        folded = _folded(parts, online)
-        return folded, None if by_column is None else _folded([by_column], online)
+        return folded(parts, online), None if by_column is None else folded([by_column], online)
 
     def _gradients(
         self,
@@ -350,7 +278,7 @@ class _Plan:
         if fit >= self.rows:
             return self.rows
         unit = self.problem.rows[0].unit
-        wave = WAVE * processors(unit.device) // max(1, unit.shape[1] // 256)
+        wave = WAVE * tiles.processors(unit.device) // max(1, unit.shape[1] // 256)
         for whole in (wave, WAVE):
             if fit >= whole:
                 return fit // whole * whole
@@ -390,7 +318,7 @@ class _Plan:
                 of_hard = torch.empty_like(problem.hard.unit, dtype=torch.float32)
             if any(self.needs):
                 query = problem.rows[first].unit
-                triton_rows.hard_backward(
+                triton_softmax.hard_backward(
                     *(self.of_hard, query, problem.hard.unit, self.sums[first], of_hard),
                     *(after, gain),
                 )
@@ -429,38 +357,6 @@ def _layout(problem: Problem) -> tuple[list[_Piece], int]:
             )
         begin += space
     return pieces, begin
-
-
-def _folded(parts: list[Tensor], online: bool) -> Tensor:
-    """(planes, tiles, C) of several products -> (planes, C) fp64: what is so of all tiles."""
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    planes, _, count = whole.shape
-    if planes == 1:  # then the sum is all that is read
-        return whole.sum(1, dtype=torch.float64)
-    out = torch.zeros(4, count, dtype=torch.float64, device=whole.device)
-    if online:
-        largest = whole[1].amax(0)
-        out[1] = largest
-        whole = torch.cat([(whole[0] * (whole[1] - largest).exp2())[None], whole[1:]])
-    torch.sum(whole[0], 0, dtype=torch.float64, out=out[0])
-    if planes == len(out):
-        torch.sum(whole[2:], 1, dtype=torch.float64, out=out[2:])
-    return out
-
-
-def _joined(one: Tensor, other: Tensor, online: bool) -> Tensor:
-    """Sums (4, N) of two panels -> of both."""
-    out = one + other
-    if online:
-        out[1] = torch.maximum(one[1], other[1])
-        out[0] = one[0] * (one[1] - out[1]).exp2() + other[0] * (other[1] - out[1]).exp2()
-    return out
-
-
-def _gain(own: Tensor) -> Tensor:
-    """What brings gradients of logits into fp16's range: 0-d, the same for all."""
-    largest = own.abs().amax()
-    return torch.where(largest > 0, LARGEST / largest, 1.0)
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:

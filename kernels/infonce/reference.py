@@ -17,7 +17,11 @@ def losses(tensors, hard, scale, labels, query_ids, key_ids, terms: Terms) -> Te
     """Cross-entropy of each row's remaining logits: tensors (rows, D), hard (M, K, D) -> (M,)."""
     tensors = [x.double() for x in tensors]
     unit = unit_rows if terms.normalize else torch.Tensor.contiguous
-    units, i, logits = [unit(x) for x in tensors], torch.arange(len(labels), device=labels.device), []
+    units, i, logits = (
+        [unit(x) for x in tensors],
+        torch.arange(len(labels), device=labels.device),
+        [],
+    )
     for number, block in enumerate(terms.blocks):
         cosine = units[block.anchor][: len(labels)] @ units[block.key].T  # (M, N)
         own = torch.zeros_like(cosine, dtype=torch.bool)

@@ -23,6 +23,7 @@ class Tile:
     descriptors: bool = False  # loads and stores by the copy engine of Hopper and later
 
 
+HOPPER = 90, 100, 103  # compute capabilities with its matrix instruction, or Blackwell's
 GROUP = 8  # rows of tiles that walk over the columns together
 
 # Products, largest first: the first that gives every multiprocessor a tile is taken. "plain": sums
@@ -31,7 +32,11 @@ GROUP = 8  # rows of tiles that walk over the columns together
 _SMALL = Tile(64, 64, 64, 4, 3)
 _MIDDLE = Tile(128, 128, 64, 8, 3)
 _AMPERE = (Tile(128, 256, 64, 8, 3), _MIDDLE, _SMALL)
-_HOPPER = (Tile(128, 256, 64, 8, 3, descriptors=True), _MIDDLE, _SMALL)
+_HOPPER = (
+    Tile(128, 256, 64, 8, 3, descriptors=True),
+    Tile(128, 128, 64, 8, 3, descriptors=True),
+    _SMALL,
+)
 _BLACKWELL = (Tile(128, 128, 64, 8, 3, descriptors=True), _SMALL)
 _SINGLE = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3))
 PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
@@ -43,7 +48,7 @@ PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
 OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     **{(2, kind): (_MIDDLE, _SMALL) for kind in ("plain", "columns", "gradients")},
     **{(4, kind): _SINGLE for kind in ("plain", "columns", "gradients")},
-    (2, "full"): (Tile(128, 64, 64, 8, 3), _SMALL),
+    (2, "full"): (Tile(128, 64, 64, 8, 3), Tile(64, 32, 64, 4, 3)),
     (4, "full"): (Tile(64, 64, 32, 4, 3),),
 }
 
@@ -51,6 +56,11 @@ OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
 # rows and for few, where every multiprocessor must get some. Rows deeper than a step are multiplied
 # in steps.
 ATTENTION: dict[int, tuple[Tile, Tile]] = {
+    64: (Tile(64, 64, 64, 4, 2), Tile(64, 64, 64, 4, 2)),
+    128: (Tile(64, 32, 128, 4, 2), Tile(64, 64, 128, 4, 2)),
+    256: (Tile(32, 32, 256, 4, 2), Tile(64, 32, 256, 4, 2)),
+}
+ATTENTION_HOPPER: dict[int, tuple[Tile, Tile]] = {  # and later
     64: (Tile(128, 64, 64, 8, 2), Tile(64, 128, 64, 8, 2)),
     128: (Tile(128, 64, 128, 8, 2), Tile(64, 128, 128, 8, 2)),
     256: (Tile(64, 32, 256, 8, 2), Tile(64, 64, 256, 8, 2)),
@@ -64,24 +74,27 @@ INTERPRETED = Tile(32, 64, 32, 4, 1), (Tile(16, 32, 64, 4, 1), Tile(32, 16, 64, 
 
 @cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    if device.type != "cuda":  # interpreted
+    """Multiprocessors of a device; in the interpreter, some."""
+    if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache
-def _capability(device: torch.device) -> int:
+def capability(device: torch.device) -> int | None:
+    """90 for compute capability 9.0; None in the interpreter."""
+    if device.type != "cuda":
+        return None
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
 def product_tile(unit: Tensor, kind: str, rows: int, columns: int) -> Tile:
     """For rows x columns similarities of unit rows; kinds are those of PRODUCTS."""
-    if unit.device.type != "cuda":
+    size, device = unit.element_size(), capability(unit.device)
+    if device is None:
         return INTERPRETED[0]
-    size = unit.element_size()
-    tiles = PRODUCTS.get((_capability(unit.device), size, kind), OTHERWISE[size, kind])
+    tiles = PRODUCTS.get((device, size, kind), OTHERWISE[size, kind])
     for tile in tiles:
         if -(-rows // tile.rows) * -(-columns // tile.columns) >= processors(unit.device):
             return tile
@@ -90,12 +103,13 @@ def product_tile(unit: Tensor, kind: str, rows: int, columns: int) -> Tile:
 
 def attention_tiles(unit: Tensor, rows: int, columns: int) -> tuple[Tile, Tile] | None:
     """For the queries' and the keys' kernel; None where panels are quicker."""
-    if unit.device.type != "cuda":
+    device = capability(unit.device)
+    if device is None:
         return INTERPRETED[1]
     width = max(64, 1 << (unit.shape[1] - 1).bit_length())
-    if unit.element_size() > 2 or width not in FEW:
+    if unit.element_size() > 2 or width not in FEW:  # noqa: PLR2004  # bytes
         return None
-    many = ATTENTION.get(width)
+    many = (ATTENTION_HOPPER if device in HOPPER else ATTENTION).get(width)
     if many and min(rows // many[0].rows, columns // many[1].columns) >= processors(unit.device):
         return many
     return FEW[width] if many or rows * columns <= FEW_SIMILARITIES else None

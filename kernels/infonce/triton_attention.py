@@ -15,21 +15,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simcse_fast.kernels.infonce.fused import LARGEST, Problem
+from simcse_fast.kernels.infonce import tiles as table
 from simcse_fast.kernels.infonce.panels import Result
+from simcse_fast.kernels.infonce.similarities import Problem
 from simcse_fast.kernels.infonce.terms import Own
-from simcse_fast.kernels.infonce.tiles import Tile, attention_tiles
+from simcse_fast.kernels.infonce.tiles import Tile
+from simcse_fast.kernels.infonce.triton_epilogue import negatives
 from simcse_fast.kernels.infonce.triton_math import (
     LOG2E,
     LOWEST,
     POSITIVE,
     SHORTEST,
     cross_entropy,
-    negatives,
     scaled,
     slope_of,
 )
 from simcse_fast.kernels.infonce.triton_rows import Rows, kept, precision
+from simcse_fast.kernels.infonce.triton_softmax import gain_of
 
 SIZES = ("rows", "columns")
 
@@ -203,8 +205,8 @@ def infonce_queries_kernel(
         tl.store(state + rows + i, (w * inverse_sum).to(tl.float32), mask=here)
         tl.store(state + 2 * rows + i, x_own, mask=here)
         tl.store(state + 3 * rows + i, (-w * miss).to(tl.float32), mask=here)
-        # (1 - p) (sum_j E_j k_j / sum_j E_j - k_positive). The positive as a product, whose operands
-        # need fewer registers than rows gathered by label; -1 is exact in every type.
+        # (1 - p) (sum_j E_j k_j / sum_j E_j - k_positive). The positive as a product, whose
+        # operands need fewer registers than rows gathered by label; -1 is exact in every type.
         g *= tl.where(negative > 0, rest / negative, 0.0).to(tl.float32)[:, None]
         minus = tl.where(diagonal, -1.0, 0.0).to(q.dtype)
         g = tl.dot(minus, rows_at(key, label, depth, BD), g, input_precision=PRECISION)
@@ -304,7 +306,7 @@ def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
     if not one or terms.symmetric or terms.label_smoothing or problem.hard is not None:
         return None
     sizes = len(query.raw), len(key.raw)
-    tiles = attention_tiles(query.unit, *sizes)
+    tiles = table.attention_tiles(query.unit, *sizes)
     if tiles is None:
         return None
     losses = query.unit.new_empty(sizes[0], dtype=torch.float32)
@@ -342,8 +344,7 @@ def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
         of_key = kept(key)
         gain = None
         if half:
-            largest = state[3].abs().amax()
-            gain = torch.where(largest > 0, LARGEST / largest, 1.0)
+            gain = gain_of(state[3])
         infonce_keys_kernel[(triton.cdiv(sizes[1], tiles[1].columns),)](
             *(query.unit, key.unit, *_raw(key), *common, state, state if gain is None else gain),
             *(of_key, *numbers),

@@ -13,16 +13,19 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from simcse_fast.kernels.infonce.fused import Similarities
-from simcse_fast.kernels.infonce.tiles import GROUP, Tile, processors, product_tile
+from simcse_fast.kernels.infonce import tiles as table
+from simcse_fast.kernels.infonce.similarities import Similarities
 from simcse_fast.kernels.infonce.triton_attention import narrow
-from simcse_fast.kernels.infonce.triton_math import (
-    LOWEST,
-    POSITIVE,
+from simcse_fast.kernels.infonce.triton_epilogue import (
+    gradient_of,
     negatives,
+    sums_of,
     within_margin,
 )
+from simcse_fast.kernels.infonce.triton_math import POSITIVE
 from simcse_fast.kernels.infonce.triton_rows import precision
+
+__all__ = ["gradients", "narrow", "sums"]  # the part of the plan: similarities.Products
 
 SIZES = ("rows", "columns", "width", "total")  # change from batch to batch; not compiled in
 
@@ -82,37 +85,6 @@ def put(panel, stride, row, column, rows, width, tile, BM: tl.constexpr, BN: tl.
         inside = (i[:, None] < rows) & (j[None, :] < width)
         at = panel + i[:, None] * stride + j[None, :]
         tl.store(at, tile.to(panel.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def sums_of(
-    t,  # [BM, BN] logits, -inf where left out
-    out,  # (planes, tiles, count) pointer: sum, then where wanted largest, sum of logits, number
-    tile,
-    tiles,
-    first,
-    count,
-    AXIS: tl.constexpr,
-    SIZE: tl.constexpr,
-    ONLINE: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-):
-    """Store what a tile adds to its rows' softmaxes (AXIS 1), or its columns' (AXIS 0)."""
-    i = first + tl.arange(0, SIZE)
-    plane = tiles.to(tl.int64) * count
-    at = out + tile.to(tl.int64) * count + i
-    if ONLINE:
-        largest = tl.maximum(tl.max(t, AXIS), LOWEST)
-        tl.store(at + plane, largest, mask=i < count)
-        e = tl.exp2(t - tl.expand_dims(largest, AXIS))
-    else:
-        e = tl.exp2(t)
-    tl.store(at, tl.sum(e, AXIS), mask=i < count)
-    if SMOOTHING:
-        remains = t > float("-inf")
-        tl.store(at + 2 * plane, tl.sum(tl.where(remains, t, 0.0), AXIS), mask=i < count)
-        tl.store(at + 3 * plane, tl.sum(remains.to(tl.float32), AXIS), mask=i < count)
-    return e
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -192,34 +164,7 @@ def infonce_sums_kernel(
                 )
             if row + BM > rows:
                 by_column = tl.where(i[:, None] < rows, by_column, float("-inf"))
-            sums_of(
-                by_column, column_sums, i_m, tiles_m, column, columns, 0, BN, ONLINE, SMOOTHING
-            )
-
-
-@triton.jit
-def gradient_of(
-    t,  # [BM, BN]
-    state,  # (4, plane) pointer: offset, factor, smoothing, gradient at the positive
-    plane,
-    first,
-    count,
-    AXIS: tl.constexpr,
-    SIZE: tl.constexpr,
-    ONLINE: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-):
-    """Gradient of one direction's logits: factor * exp2(t - offset), less the smoothing."""
-    i = first + tl.arange(0, SIZE)
-    here = i < count
-    if ONLINE:
-        t -= tl.expand_dims(tl.load(state + i, mask=here, other=0.0), AXIS)
-    factor = tl.load(state + plane + i, mask=here, other=0.0)
-    g = tl.exp2(t) * tl.expand_dims(factor, AXIS)
-    if SMOOTHING:
-        smoothing = tl.load(state + 2 * plane + i, mask=here, other=0.0)
-        g -= tl.where(t > float("-inf"), tl.expand_dims(smoothing, AXIS), 0.0)
-    return g
+            sums_of(by_column, column_sums, i_m, tiles_m, column, columns, 0, BN, ONLINE, SMOOTHING)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -326,7 +271,7 @@ def sums(
     rows, width = len(s.labels), s.segment.width
     full = online or smoothing or (columns and s.positive is not None)
     kind = "full" if full else "columns" if columns else "plain"
-    tile = product_tile(s.query, kind, rows, width)
+    tile = table.product_tile(s.query, kind, rows, width)
     tiles = triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns)
     by_row = s.query.new_empty(planes, tiles[1], rows, dtype=torch.float32)
     by_column = None
@@ -338,7 +283,9 @@ def sums(
         *(by_row, by_row if by_column is None else by_column, *_epilogue(s)),
         *(s.numbers if flag is None else flag, *_sizes(s, panel)),
         *(s.segment.hardness, s.segment.own_hardness, s.margin),
-        **{"STORE": panel is not None, "COLUMNS": columns, "ONLINE": online},
+        STORE=panel is not None,
+        COLUMNS=columns,
+        ONLINE=online,
         **{"SMOOTHING": smoothing, "GUARD": flag is not None, **flags},
     )
     return by_row, by_column
@@ -360,7 +307,7 @@ def gradients(
     """Gradients of the logits, of rows and if given of columns, whose softmaxes are known."""
     rows, width = len(s.labels), s.segment.width
     full = online or smoothing or s.positive is not None
-    tile = product_tile(s.query, "full" if full else "gradients", rows, width)
+    tile = table.product_tile(s.query, "full" if full else "gradients", rows, width)
     tiles = triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns)
     query, key, into, flags = _operands(s, panel, tile)
     infonce_gradient_kernel[_programs(s, tiles)](
@@ -368,13 +315,15 @@ def gradients(
         *(row_state if column_state is None else column_state, own),
         *(own if gain is None else gain, *_epilogue(s), s.numbers if flag is None else flag),
         *(expected, *_sizes(s, panel), s.segment.hardness, s.segment.own_hardness, s.margin),
-        **{"GAIN": gain is not None, "COLUMNS": column_state is not None, "ONLINE": online},
+        GAIN=gain is not None,
+        COLUMNS=column_state is not None,
+        ONLINE=online,
         **{"SMOOTHING": smoothing, "GUARD": flag is not None, **flags},
     )
 
 
 def _operands(
-    s: Similarities, panel: Tensor | None, tile: Tile
+    s: Similarities, panel: Tensor | None, tile: table.Tile
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Both factors and the panel as the kernel takes them, and its compile-time arguments."""
     aligned = panel is None or (panel.data_ptr() | panel.stride(0) * panel.element_size()) % 16 == 0
@@ -383,12 +332,16 @@ def _operands(
     if descriptors:
         query = TensorDescriptor.from_tensor(query, [tile.rows, tile.depth])
         key = TensorDescriptor.from_tensor(key, [tile.columns, tile.depth])
-        into = query if panel is None else TensorDescriptor.from_tensor(into, [tile.rows, tile.columns])
+        into = (
+            query
+            if panel is None
+            else TensorDescriptor.from_tensor(into, [tile.rows, tile.columns])
+        )
     return query, key, into, {
         "OWN": int(s.segment.own), "IDS": s.key_ids is not None, "MARGIN": s.positive is not None,
         "PRECISION": precision(s.query), "WIDE": s.query.dtype == torch.float32,
         "TMA": descriptors,
-        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": GROUP,
+        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": table.GROUP,
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
 
@@ -406,4 +359,4 @@ def _sizes(s: Similarities, panel: Tensor | None) -> tuple[int, int, int, int]:
 
 
 def _programs(s: Similarities, tiles: tuple[int, int]) -> tuple[int]:
-    return (min(tiles[0] * tiles[1], processors(s.query.device)),)
+    return (min(tiles[0] * tiles[1], table.processors(s.query.device)),)

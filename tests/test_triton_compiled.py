@@ -1,0 +1,87 @@
+"""Every Triton kernel compiled ahead of time for GPUs that are not here: nothing is spilled."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simcse_fast.kernels.infonce import tiles
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton, which compiles without a GPU"
+)
+REGISTERS = 65_536  # of a multiprocessor
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that a program may have
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Capability -> kernels; the processes of all run side by side."""
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    started = {
+        capability: subprocess.Popen(  # noqa: S603
+            [sys.executable, "-W", "ignore", script, str(capability)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for capability in SHARED
+    }
+    found = {}
+    for capability, process in started.items():
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
+        found[capability] = [json.loads(line) for line in output.splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_nothing_is_spilled_and_everything_can_be_launched(compiled, capability):
+    kernels = compiled[capability]
+    assert len(kernels) > 100
+    for kernel in kernels:
+        assert kernel["stack"] == 0, kernel
+        assert kernel["shared"] <= SHARED[capability], kernel
+        threads = 32 * kernel.get("num_warps", 4)
+        assert kernel["registers"] * threads <= REGISTERS, kernel
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_the_sizes_compiled_are_those_of_the_table(compiled, capability):
+    """Each tile that a launcher can choose on the device, and no others."""
+    attention = tiles.ATTENTION_HOPPER if capability in tiles.HOPPER else tiles.ATTENTION
+    table = {
+        "infonce_queries_kernel": {pair[0] for t in (attention, tiles.FEW) for pair in t.values()},
+        "infonce_keys_kernel": {pair[1] for t in (attention, tiles.FEW) for pair in t.values()},
+    }
+    kinds = ("plain", "columns", "gradients", "full")
+    chosen = {
+        tile
+        for size in (2, 4)
+        for kind in kinds
+        for tile in tiles.PRODUCTS.get((capability, size, kind), tiles.OTHERWISE[size, kind])
+    }
+    table["infonce_sums_kernel"] = table["infonce_gradient_kernel"] = chosen
+    for name, expected in table.items():
+        sizes = {(t.rows, t.columns, t.warps, t.stages) for t in expected}
+        found = {
+            tuple(k[field] for field in ("BM", "BN", "num_warps", "num_stages"))
+            for k in compiled[capability]
+            if k["kernel"] == name
+        }
+        assert found <= sizes
+        if name != "infonce_gradient_kernel":  # some sizes are for sums alone
+            assert found == sizes
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+def test_products_use_the_copy_engine(compiled, capability):
+    large = [k for k in compiled[capability] if k.get("STORE") and k["BM"] == 128 and not k["WIDE"]]
+    assert large
+    assert all(k["TMA"] for k in large)
