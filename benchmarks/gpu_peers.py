@@ -55,9 +55,11 @@ def both_ways(loss: Loss, symmetric: bool) -> Loss:
     return (lambda q, k: (loss(q, k) + loss(k, q)) / 2) if symmetric else loss
 
 
-def ours(symmetric: bool) -> Loss:
-    """Row panels on torch operations."""
-    return lambda q, k: info_nce(q, k, temperature=1 / SCALE, symmetric=symmetric, backend="torch")
+def ours(backend: str) -> Callable[[bool], Loss]:
+    """The loss of this package by one of its back-ends."""
+    return lambda symmetric: (
+        lambda q, k: info_nce(q, k, temperature=1 / SCALE, symmetric=symmetric, backend=backend)
+    )
 
 
 def memeff(symmetric: bool) -> Loss:
@@ -104,7 +106,8 @@ def liger_kernel(symmetric: bool) -> Loss:
 
 
 LOSSES: dict[str, Callable[[bool], Loss]] = {
-    "simcse_fast torch": ours,
+    "simcse_fast triton": ours("triton"),
+    "simcse_fast torch": ours("torch"),
     "eager": eager,
     "torch.compile": lambda symmetric: torch.compile(eager(symmetric), dynamic=False),
     "memeff": memeff,

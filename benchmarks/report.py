@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
+from benchmarks import report_gpu
 from benchmarks.harness import RESULTS
 
 if TYPE_CHECKING:
@@ -147,6 +148,11 @@ def main() -> None:
         widths = sorted({row["width"] for row in result["rows"] if "ms" in row})
         plot(result["rows"], widths, picture)
         lines += section(result, picture.name)
+    on_cpu = set(RESULTS.glob("info_nce-cpu-*"))
+    for path in sorted(set(RESULTS.glob("info_nce-*.json")) - on_cpu):
+        lines += report_gpu.section(
+            json.loads(path.read_text()), PAGE.with_name(f"{path.stem}.svg")
+        )
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 

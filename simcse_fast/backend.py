@@ -16,7 +16,7 @@ from simcse_fast.kernels import native
 from simcse_fast.kernels.infonce import cpu, panels, torch_ops, workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -77,10 +77,13 @@ def _triton_detail() -> str:
     return f"fused products ({torch.cuda.get_device_name()})"
 
 
-PROBLEMS = {"cpu": _native_problem, "triton": _triton_problem, "cuda": lambda: NO_CUDA}
+PROBLEMS: dict[str, Callable[[], str]] = {
+    "cpu": _native_problem,
+    "triton": _triton_problem,
+    "cuda": lambda: NO_CUDA,
+}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def missing(name: str, device: str | None = None) -> str:
     """Why a back-end cannot run, at all or on a kind of device; empty: it can."""
     if problem := PROBLEMS[name]() if name in PROBLEMS else "":
@@ -89,6 +92,10 @@ def missing(name: str, device: str | None = None) -> str:
     if where is None or device in (None, where) or (name == "triton" and _interpreted()):
         return ""
     return f"the tensors are on {device}; move them to {where}"
+
+
+# What torch.compiler.assume_constant_result does, without the import of the whole compiler.
+missing._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 @dataclass(frozen=True)

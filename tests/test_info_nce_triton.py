@@ -215,6 +215,7 @@ def test_blocks_share_one_softmax():
 @pytest.mark.parametrize("tile", PRODUCT_TILES, ids=str)
 def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
     """As wide as on a GPU, descriptors included, round their edges."""
+    assert tile.columns % triton_rows.PAD == 0
     monkeypatch.setattr(tiles, "product_tile", lambda *_: tile)
     rows = tile.rows + 1
     check(random_case(rows, width=70, dtype=dtype, symmetric=symmetric, hardness=1.0))

@@ -311,7 +311,7 @@ class _Plan:
         problem, job = self.problem, self.job
         first = job.terms.blocks[0].anchor
         everything, sums = [*problem.rows], [*self.sums]
-        if problem.hard is not None:
+        if problem.hard is not None and self.of_hard is not None:
             everything.append(problem.hard)
             of_hard = None
             if self.needs[-1]:

@@ -26,9 +26,10 @@ class Tile:
 HOPPER = 90, 100, 103  # compute capabilities with its matrix instruction, or Blackwell's
 GROUP = 8  # rows of tiles that walk over the columns together
 
-# Products, largest first: the first that gives every multiprocessor a tile is taken. "plain": sums
-# of rows; "columns": of both; "gradients": of logits; "full": with whatever else keeps numbers in
-# registers (label smoothing, a margin in both directions, each tile's largest logit as its offset).
+# Products, largest first: the first that gives every multiprocessor a tile is taken. Columns are a
+# multiple of 64, so that tiles cover the padding of a panel. "plain": sums of rows; "columns": of
+# both; "gradients": of logits; "full": with whatever else keeps numbers in registers (label
+# smoothing, a margin in both directions, each tile's largest logit as its offset).
 _SMALL = Tile(64, 64, 64, 4, 3)
 _MIDDLE = Tile(128, 128, 64, 8, 3)
 _AMPERE = (Tile(128, 256, 64, 8, 3), _MIDDLE, _SMALL)
@@ -48,7 +49,7 @@ PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
 OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     **{(2, kind): (_MIDDLE, _SMALL) for kind in ("plain", "columns", "gradients")},
     **{(4, kind): _SINGLE for kind in ("plain", "columns", "gradients")},
-    (2, "full"): (Tile(128, 64, 64, 8, 3), Tile(64, 32, 64, 4, 3)),
+    (2, "full"): (Tile(128, 64, 64, 8, 3), Tile(32, 64, 64, 4, 3)),
     (4, "full"): (Tile(64, 64, 32, 4, 3),),
 }
 
