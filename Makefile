@@ -11,12 +11,13 @@ SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 # (torchvision, timm, ...) are not wanted.
 PEERS := open_clip_torch lightly
 GPU_PEERS := memeff siglip-kernel inf-cl cut-cross-entropy liger-kernel
+TRITON := 3.9.0
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types sanitize bench bench-gpu test-gpu wheel clean
+.PHONY: help demo test lint types sanitize bench bench-gpu tune-gpu test-gpu wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -47,7 +48,7 @@ sanitize: ## the native library's tests under AddressSanitizer and UBSan
 	ASAN_OPTIONS=detect_leaks=0 build/sanitize/test_native
 
 bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
-	$(INSTALL) --no-deps cut-cross-entropy triton
+	$(INSTALL) --no-deps cut-cross-entropy
 	$(BIN)/python -m benchmarks.bench_info_nce
 	$(BIN)/pytest benchmarks/bench_information.py
 	$(BIN)/python -m benchmarks.bench_import
@@ -56,6 +57,9 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 bench-gpu: $(VENV)/.test ## GPU benchmarks; ARGS=--rehearse runs them on the CPU
 	for peer in $(GPU_PEERS); do $(INSTALL) --no-deps $$peer || true; done
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
+
+tune-gpu: $(VENV)/.test ## time the tiles of the Triton kernels on the GPU at hand
+	$(BIN)/python -m benchmarks.tune_gpu $(ARGS)
 
 test-gpu: $(VENV)/.test ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(ARGS)
@@ -81,7 +85,10 @@ $(VENV)/.demo: $(SETUP)
 	$(INSTALL) --no-build-isolation -e ".[demo]"
 	touch $@
 
+# A build of torch with CUDA brings the Triton it was made for; beside one without, Triton's kernels
+# are interpreted, and compiled for devices that are not here.
 $(VENV)/.test: $(SETUP)
 	$(INSTALL) --no-build-isolation -e ".[test,lint]"
 	$(INSTALL) --no-deps $(PEERS)
+	$(BIN)/python -c "import triton" 2>/dev/null || $(INSTALL) --no-deps triton==$(TRITON)
 	touch $(VENV)/.demo $@

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# A session on a machine with a GPU and no network, in three stages of at most ten minutes:
+#
+#     bash benchmarks/gpu_session.sh 1 results    # then 2, then 3
+#
+# 1 installs, tests what decides everything else, and times the most important problems; 2 runs all
+# GPU tests and times tiles; 3 times the rest. What was written is in the folder, whatever failed.
+# Wheels of peers are taken from the folder $WHEELS, if there is one.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+stage=${1:?stage 1, 2 or 3}
+out=$(mkdir -p "${2:?a folder for the results}" && cd "$2" && pwd)
+
+log() { "$@" 2>&1 | tee -a "$out/stage-$stage.log"; }
+
+if [ "$stage" = 1 ]; then
+	log python3 -m pip install --no-build-isolation --no-deps --quiet -e .
+	[ -d "${WHEELS:-}" ] && log python3 -m pip install --no-deps --no-index --quiet "$WHEELS"/*.whl
+	log nvidia-smi
+	log python3 -c "import simcse_fast as s, torch, triton
+print(torch.__version__, triton.__version__, *s.backends().items(), sep='\n')"
+	log timeout 200 python3 -m pytest -q -x tests/test_info_nce_gpu.py \
+		-k "(sizes and (63-rows or 2049-rows) and (768 or 128)) or graph or waits or other_streams"
+	log timeout 330 python3 -m benchmarks.bench_gpu --minutes 5 --output "$out"
+elif [ "$stage" = 2 ]; then
+	log timeout 390 python3 -m pytest -q -m gpu --durations=10
+	log timeout 190 python3 -m benchmarks.tune_gpu --minutes 3 --output "$out"
+else
+	log timeout 580 python3 -m benchmarks.bench_gpu --minutes 9 --resume --output "$out"
+fi
+cp -r benchmarks/results/info_nce-nvidia-* "$out" 2>/dev/null || true
