@@ -23,7 +23,7 @@ print(torch.__version__, triton.__version__, *s.backends().items(), sep='\n')"
 		-k "(sizes and (63-rows or 2049-rows) and (768 or 128)) or graph or waits or other_streams"
 	log timeout 330 python3 -m benchmarks.bench_gpu --minutes 5 --output "$out"
 elif [ "$stage" = 2 ]; then
-	log timeout 390 python3 -m pytest -q -m gpu --durations=10
+	log timeout 390 python3 -m pytest -q -m gpu --durations=10 --continue-on-collection-errors tests/test_info_nce_*.py
 	log timeout 190 python3 -m benchmarks.tune_gpu --minutes 3 --output "$out"
 else
 	log timeout 580 python3 -m benchmarks.bench_gpu --minutes 9 --resume --output "$out"

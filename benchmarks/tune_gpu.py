@@ -26,6 +26,7 @@ from simcse_fast.kernels.infonce.tiles import Tile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+FEW_SIMILARITIES = tiles.FEW_SIMILARITIES
 PRODUCTS = [
     Tile(*shape, descriptors=descriptors)
     for shape in (
@@ -83,10 +84,10 @@ def install(kind: str, candidate: Any, original: tuple[Callable[..., Any], ...])
         if kind == "attention":
             return candidate
         if candidate == "attention":
-            width = max(64, 1 << (unit.shape[1] - 1).bit_length())
-            return attention_tiles(unit, *sizes) or tiles.FEW.get(width)
+            return attention_tiles(unit, *sizes)
         return None
 
+    tiles.FEW_SIMILARITIES = 1 << 62 if kind == "crossover" else FEW_SIMILARITIES
     tiles.product_tile = chosen if isinstance(candidate, Tile) else product_tile
     tiles.attention_tiles = pairs
 

@@ -59,10 +59,9 @@ PRODUCT_TILES = sorted(
     {tile for group in (*tiles.PRODUCTS.values(), *tiles.OTHERWISE.values()) for tile in group},
     key=str,
 )
-ATTENTION_TILES = sorted(
-    {(w, p) for t in (tiles.ATTENTION, tiles.ATTENTION_HOPPER, tiles.FEW) for w, p in t.items()},
-    key=str,
-)
+ATTENTION_TILES = [
+    (width, pair) for width, pairs in tiles.ATTENTION_HOPPER.items() for pair in pairs
+]
 
 
 @pytest.fixture(autouse=True)

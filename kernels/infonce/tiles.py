@@ -53,23 +53,24 @@ OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     (4, "full"): (Tile(64, 64, 32, 4, 3),),
 }
 
-# The kernels shaped like attention, by padded width: the queries' kernel and the keys', for many
-# rows and for few, where every multiprocessor must get some. Rows deeper than a step are multiplied
-# in steps.
-ATTENTION: dict[int, tuple[Tile, Tile]] = {
-    64: (Tile(64, 64, 64, 4, 2), Tile(64, 64, 64, 4, 2)),
-    128: (Tile(64, 32, 128, 4, 2), Tile(64, 64, 128, 4, 2)),
-    256: (Tile(32, 32, 256, 4, 2), Tile(64, 32, 256, 4, 2)),
-}
-ATTENTION_HOPPER: dict[int, tuple[Tile, Tile]] = {  # and later
-    64: (Tile(128, 64, 64, 8, 2), Tile(64, 128, 64, 8, 2)),
-    128: (Tile(128, 64, 128, 8, 2), Tile(64, 128, 128, 8, 2)),
-    256: (Tile(64, 32, 256, 8, 2), Tile(64, 64, 256, 8, 2)),
-}
+# The kernels shaped like attention, by padded width: pairs for the queries' kernel and the keys'.
+# Rows deeper than a step are multiplied in steps. The last pair is for few rows.
 _FEW = (Tile(16, 64, 128, 4, 2), Tile(64, 16, 128, 4, 2))
 _FEW_WIDE = (Tile(16, 32, 128, 8, 2), Tile(32, 16, 128, 8, 2))
-FEW = {64: _FEW, 128: _FEW, 256: _FEW, 512: _FEW_WIDE, 1024: _FEW_WIDE}
-FEW_SIMILARITIES = 1 << 20  # up to which panels cost more in launches than they save in products
+ATTENTION: dict[int, tuple[tuple[Tile, Tile], ...]] = {
+    64: ((Tile(64, 64, 64, 4, 2), Tile(64, 64, 64, 4, 2)), _FEW),
+    128: ((Tile(64, 32, 128, 4, 2), Tile(64, 64, 128, 4, 2)), _FEW),
+    256: ((Tile(32, 32, 256, 4, 2), Tile(64, 32, 256, 4, 2)), _FEW),
+    512: (_FEW_WIDE,),
+    1024: (_FEW_WIDE,),
+}
+ATTENTION_HOPPER: dict[int, tuple[tuple[Tile, Tile], ...]] = ATTENTION | {  # and later
+    64: ((Tile(128, 64, 64, 8, 2), Tile(64, 128, 64, 8, 2)), *ATTENTION[64]),
+    128: ((Tile(128, 64, 128, 8, 2), Tile(64, 128, 128, 8, 2)), *ATTENTION[128]),
+    256: ((Tile(64, 32, 256, 8, 2), Tile(64, 64, 256, 8, 2)), *ATTENTION[256]),
+}
+WIDEST = 256  # that takes these kernels with any number of rows
+FEW_SIMILARITIES = 1 << 20  # of wider rows, up to which launches cost more than products
 INTERPRETED = Tile(32, 64, 32, 4, 1), (Tile(16, 32, 64, 4, 1), Tile(32, 16, 64, 4, 1))
 
 
@@ -108,9 +109,13 @@ def attention_tiles(unit: Tensor, rows: int, columns: int) -> tuple[Tile, Tile] 
     if device is None:
         return INTERPRETED[1]
     width = max(64, 1 << (unit.shape[1] - 1).bit_length())
-    if unit.element_size() > 2 or width not in FEW:  # noqa: PLR2004  # bytes
+    pairs = (ATTENTION_HOPPER if device in HOPPER else ATTENTION).get(width)
+    if unit.element_size() > 2 or pairs is None:  # noqa: PLR2004  # bytes
         return None
-    many = (ATTENTION_HOPPER if device in HOPPER else ATTENTION).get(width)
-    if many and min(rows // many[0].rows, columns // many[1].columns) >= processors(unit.device):
-        return many
-    return FEW[width] if many or rows * columns <= FEW_SIMILARITIES else None
+    if width > WIDEST and rows * columns > FEW_SIMILARITIES:
+        return None
+    for queries, keys in pairs:
+        programs = min(rows // queries.rows, columns // keys.columns)
+        if 4 * programs >= 3 * processors(unit.device):
+            return queries, keys
+    return pairs[-1]
