@@ -52,7 +52,7 @@ CASES = [  # rows, width, type, options: each size has tiles of its own
     *((20_000, 128, "bfloat16", options) for options in MODES),
     *((rows, 64, "bfloat16", {}) for rows in (20_000, 8192, 512)),
     *((8192, 128, "bfloat16", options) for options in MODES),
-    *((8192, 256, "bfloat16", options) for options in MODES),
+    *((4096, 256, "bfloat16", options) for options in MODES),
     *((40_000, 256, "bfloat16", options) for options in MODES),
     *((512, 256, "bfloat16", options) for options in MODES),
     *((512, 100, "float16", options) for options in MODES),
