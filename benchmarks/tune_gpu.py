@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FEW_SIMILARITIES = tiles.FEW_SIMILARITIES
+# Rows, columns, depth, warps, stages, descriptors, halves, resident.
 PRODUCTS = [
-    Tile(*shape, descriptors=descriptors)
-    for shape in (
-        *((128, 256, 64, 8, 3), (128, 256, 64, 8, 4), (256, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
-        *((128, 128, 64, 4, 3), (128, 128, 64, 8, 4), (64, 256, 64, 4, 3), (128, 64, 64, 4, 4)),
-        *((64, 128, 64, 4, 4), (64, 64, 64, 4, 3), (64, 64, 64, 4, 5), (128, 128, 32, 8, 4)),
-    )
-    for descriptors in (True, False)
+    *(Tile(128, 256, 64, 8, stages, True, stages == 4) for stages in (3, 4)),
+    *(Tile(128, 128, 64, warps, 3, True, True, 2) for warps in (4, 8)),
+    *(Tile(128, 128, 64, warps, stages, True) for warps, stages in ((4, 3), (8, 3), (8, 4))),
+    *(Tile(m, n, 64, 4, 4, True) for m, n in ((128, 64), (64, 128), (64, 64))),
+    *(Tile(128, 256, 64, 8, stages) for stages in (3, 4)),
+    *(Tile(128, 128, depth, 8, stages) for depth, stages in ((64, 3), (64, 4), (32, 4))),
+    *(Tile(64, 64, 64, 4, stages) for stages in (3, 5)),
 ]
 ATTENTION = [
     (Tile(m, n, 256, warps, stages), Tile(n, m, 256, warps, stages))

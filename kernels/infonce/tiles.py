@@ -21,6 +21,8 @@ class Tile:
     warps: int
     stages: int
     descriptors: bool = False  # loads and stores by the copy engine of Hopper and later
+    halves: bool = False  # stored in halves, which takes half the shared memory
+    resident: int = 1  # programs that share a multiprocessor, each one's epilogue under another
 
 
 HOPPER = 90, 100, 103  # compute capabilities with its matrix instruction, or Blackwell's
@@ -33,18 +35,16 @@ GROUP = 8  # rows of tiles that walk over the columns together
 _SMALL = Tile(64, 64, 64, 4, 3)
 _MIDDLE = Tile(128, 128, 64, 8, 3)
 _AMPERE = (Tile(128, 256, 64, 8, 3), _MIDDLE, _SMALL)
-_HOPPER = (
-    Tile(128, 256, 64, 8, 3, descriptors=True),
-    Tile(128, 128, 64, 8, 3, descriptors=True),
-    _SMALL,
-)
-_BLACKWELL = (Tile(128, 128, 64, 8, 3, descriptors=True), _SMALL)
+_LARGE = Tile(128, 256, 64, 8, 3, descriptors=True)
+_LARGE_STORED = Tile(128, 256, 64, 8, 4, descriptors=True, halves=True)
+_HALF = Tile(128, 128, 64, 8, 3, descriptors=True, halves=True)
 _SINGLE = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3))
 PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
     # compute capability, bytes of a number, kind
     **{(80, 2, kind): _AMPERE for kind in ("plain", "columns", "gradients")},
-    **{(90, 2, kind): _HOPPER for kind in ("plain", "columns", "gradients")},
-    **{(100, 2, kind): _BLACKWELL for kind in ("plain", "columns", "gradients")},
+    **{(90, 2, kind): (_LARGE_STORED, _HALF, _SMALL) for kind in ("plain", "gradients")},
+    (90, 2, "columns"): (_LARGE, _HALF, _SMALL),
+    **{(100, 2, kind): (_HALF, _SMALL) for kind in ("plain", "columns", "gradients")},
 }
 OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     **{(2, kind): (_MIDDLE, _SMALL) for kind in ("plain", "columns", "gradients")},

@@ -75,10 +75,27 @@ def product(
 
 
 @triton.jit
-def put(panel, stride, row, column, rows, width, tile, BM: tl.constexpr, BN: tl.constexpr, TMA):
-    """Write a tile [BM, BN] into the panel (rows, width), clipped."""
+def put(
+    panel,  # (rows, width) pointer, or descriptor of tiles [BM, BN], or [BM, BN / 2] where HALVES
+    stride,
+    row,
+    column,
+    rows,
+    width,
+    tile,  # [BM, BN]
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    TMA: tl.constexpr,
+    HALVES: tl.constexpr,
+):
+    """Write a tile into the panel, clipped; in halves it takes half the shared memory."""
     if TMA:
-        panel.store([row, column], tile.to(panel.dtype))
+        if HALVES:
+            left, right = tl.split(tl.permute(tl.reshape(tile, (BM, 2, BN // 2)), (0, 2, 1)))
+            panel.store([row, column], left.to(panel.dtype))
+            panel.store([row, column + BN // 2], right.to(panel.dtype))
+        else:
+            panel.store([row, column], tile.to(panel.dtype))
     else:
         i = (row + tl.arange(0, BM)).to(tl.int64)
         j = column + tl.arange(0, BN)
@@ -120,6 +137,7 @@ def infonce_sums_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     TMA: tl.constexpr,
+    HALVES: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -155,7 +173,7 @@ def infonce_sums_kernel(
             )
         e = sums_of(by_row, row_sums, i_n, tiles_n, row, rows, 1, BM, ONLINE, SMOOTHING)
         if STORE:
-            put(panel, stride, row, column, rows, width, e, BM, BN, TMA)
+            put(panel, stride, row, column, rows, width, e, BM, BN, TMA, HALVES)
         if COLUMNS:
             by_column = t
             if MARGIN:
@@ -204,6 +222,7 @@ def infonce_gradient_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     TMA: tl.constexpr,
+    HALVES: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -254,7 +273,7 @@ def infonce_gradient_kernel(
                 g = tl.where(j[None, :] == label[:, None], mine[:, None], g)
         if GAIN:
             g *= tl.load(gain)
-        put(panel, stride, row, column, rows, width, g, BM, BN, TMA)
+        put(panel, stride, row, column, rows, width, g, BM, BN, TMA, HALVES)
 
 
 def sums(
@@ -278,7 +297,7 @@ def sums(
     if columns:
         by_column = s.query.new_empty(planes, tiles[0], width, dtype=torch.float32)
     query, key, into, flags = _operands(s, panel, tile)
-    infonce_sums_kernel[_programs(s, tiles)](
+    infonce_sums_kernel[_programs(s, tiles, tile)](
         *(query, key, into, 0 if panel is None else panel.stride(0)),
         *(by_row, by_row if by_column is None else by_column, *_epilogue(s)),
         *(s.numbers if flag is None else flag, *_sizes(s, panel)),
@@ -310,7 +329,7 @@ def gradients(
     tile = table.product_tile(s.query, "full" if full else "gradients", rows, width)
     tiles = triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns)
     query, key, into, flags = _operands(s, panel, tile)
-    infonce_gradient_kernel[_programs(s, tiles)](
+    infonce_gradient_kernel[_programs(s, tiles, tile)](
         *(query, key, into, panel.stride(0), row_state, row_state.stride(0)),
         *(row_state if column_state is None else column_state, own),
         *(own if gain is None else gain, *_epilogue(s), s.numbers if flag is None else flag),
@@ -332,15 +351,12 @@ def _operands(
     if descriptors:
         query = TensorDescriptor.from_tensor(query, [tile.rows, tile.depth])
         key = TensorDescriptor.from_tensor(key, [tile.columns, tile.depth])
-        into = (
-            query
-            if panel is None
-            else TensorDescriptor.from_tensor(into, [tile.rows, tile.columns])
-        )
+        stored = tile.columns // 2 if tile.halves else tile.columns
+        into = query if panel is None else TensorDescriptor.from_tensor(into, [tile.rows, stored])
     return query, key, into, {
         "OWN": int(s.segment.own), "IDS": s.key_ids is not None, "MARGIN": s.positive is not None,
         "PRECISION": precision(s.query), "WIDE": s.query.dtype == torch.float32,
-        "TMA": descriptors,
+        "TMA": descriptors, "HALVES": tile.halves,
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": table.GROUP,
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
@@ -358,5 +374,5 @@ def _sizes(s: Similarities, panel: Tensor | None) -> tuple[int, int, int, int]:
     return len(s.labels), width, width if panel is None else panel.shape[1], s.query.shape[1]
 
 
-def _programs(s: Similarities, tiles: tuple[int, int]) -> tuple[int]:
-    return (min(tiles[0] * tiles[1], table.processors(s.query.device)),)
+def _programs(s: Similarities, tiles: tuple[int, int], tile: table.Tile) -> tuple[int]:
+    return (min(tiles[0] * tiles[1], tile.resident * table.processors(s.query.device)),)
