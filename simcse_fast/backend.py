@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -208,7 +209,12 @@ def evaluate(
         native_part = backend == "cpu" and wide == torch.float32
         native_part = native_part and SCALES[0] <= float(job.scale) <= SCALES[1]
         part: panels.Part = cpu if native_part else torch_ops
-        return panels.run(part, inputs, hard, job, needs, limit)
+        result = panels.run(part, inputs, hard, job, needs, limit)
+        kept = kept_type(backend, dtype)
+        if kept == wide:
+            return result
+        gradients = [None if g is None else g.to(kept) for g in result.gradients]
+        return dataclasses.replace(result, gradients=gradients)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:

@@ -53,7 +53,7 @@ class Case:
     query: Tensor
     key: Tensor
     hard_negatives: Tensor | None = None
-    temperature: Tensor = field(default_factory=lambda: torch.tensor(0.05))
+    temperature: Tensor | None = field(default_factory=lambda: torch.tensor(0.05))
     options: dict[str, Any] = field(default_factory=dict)
 
     def on(self, backend: str) -> Case:
@@ -68,8 +68,15 @@ class Case:
             query=self.query.to(dtype),
             key=self.key.to(dtype),
             hard_negatives=None if self.hard_negatives is None else self.hard_negatives.to(dtype),
-            temperature=self.temperature.to(torch.promote_types(dtype, torch.float32)),
+            temperature=None
+            if self.temperature is None
+            else self.temperature.to(torch.promote_types(dtype, torch.float32)),
         )
+
+    def fixed(self) -> Case:
+        """With the temperature as a number, which a plan knows before it starts."""
+        number = {"temperature": float(self.temperature)}
+        return replace(self, temperature=None, options=self.options | number)
 
 
 def random_case(
@@ -102,7 +109,7 @@ def textbook(  # noqa: C901  # one branch per option
     key: Tensor,
     *,
     hard_negatives: Tensor | None = None,
-    temperature: Tensor,
+    temperature: Tensor | float,
     labels: Tensor | None = None,
     symmetric: bool = False,
     query_ids: Tensor | None = None,
@@ -196,5 +203,6 @@ def assert_no_worse(make_case: Callable[[int], Case], *, backend: str, seeds: in
         textbooks.append(errors(evaluate(textbook, case), exact))
     slack = 4 * torch.finfo(torch.promote_types(case.query.dtype, torch.float32)).eps
     mine, theirs = (torch.tensor(x).square().mean(0).sqrt() for x in (ours, textbooks))
-    for name, m, t in zip(("loss", *NAMES), mine, theirs, strict=False):
+    names = [name for name in NAMES if getattr(case, name) is not None]
+    for name, m, t in zip(["loss", *names], mine, theirs, strict=True):
         assert m <= t + slack, f"{name}: our error {m:.2e}, torch's {t:.2e}"

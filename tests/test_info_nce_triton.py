@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,14 +97,22 @@ def check(case: Case) -> None:
 
 @pytest.mark.usefixtures("panels_only")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fixed", [False, True], ids=["tensor", "number"])
 @pytest.mark.parametrize("name", ONE_WAY)
-def test_panels_are_no_worse_than_torch(name, dtype):
-    set_workspace_limit(2 * 128 * dtype.itemsize * 16)  # three panels of 32 rows, the last ragged
-    assert_no_worse(
-        lambda seed: here(random_case(67, width=33, seed=seed, dtype=dtype, **ONE_WAY[name])),
-        backend="triton",
-        seeds=2,
-    )
+def test_panels_are_no_worse_than_torch(name, fixed, dtype):
+    set_workspace_limit(128 * dtype.itemsize * 32)  # three panels, the last ragged
+
+    def make_case(seed: int) -> Case:
+        case = random_case(67, width=33, seed=seed, dtype=dtype, **ONE_WAY[name])
+        return here(case.fixed() if fixed else case)
+
+    assert_no_worse(make_case, backend="triton", seeds=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"hard": 2}], ids=str)
+def test_a_temperature_that_is_a_number(options, dtype):
+    check(random_case(67, width=33, dtype=dtype, **options).fixed())
 
 
 @pytest.mark.usefixtures("panels_only")
@@ -179,7 +188,7 @@ def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
 
 def test_an_offset_that_is_known_to_suit_costs_no_flag():
     query = torch.randn(8, 16, device=DEVICE)
-    for temperature, known in ((0.05, True), (0.014, True), (0.01, False)):
+    for temperature, known in ((0.05, True), (0.016, True), (0.01, False)):
         job = dataclasses.replace(JOB, scale=1 / temperature, labels=torch.arange(8, device=DEVICE))
         assert (fused._prepare([query, query], None, job).flag is None) == known
 
@@ -206,6 +215,62 @@ def test_blocks_share_one_softmax():
         exact = gradients("reference", tensors)
         found = errors(gradients("triton", [x.to(dtype) for x in tensors]), exact)
         assert max(found) < {4: 2e-6, 2: 2e-2}[dtype.itemsize]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(60, 2), (43, 3), (20, 2)])
+def test_the_padding_of_a_block_of_segments_is_written(rows, columns):
+    """Hard negatives as further columns: what is beyond the last of them must be zero, not old."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills memory with NaN
+    set_workspace_limit(None)
+    inputs = [torch.randn(n, 33, device=DEVICE) for n in (rows, rows * columns)]
+    gradients = {}
+    for backend in ("triton", "reference"):
+        mine = [x.clone().requires_grad_() for x in inputs]
+        block_softmax(
+            mine, (Block(0, 1, rows),), scale=20.0, normalize=True, backend=backend
+        ).backward()
+        gradients[backend] = [x.grad for x in mine]
+    torch.use_deterministic_algorithms(False)
+    for found, exact in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_weights_leave_small_gradients_their_digits(dtype):
+    """All cosines near 1 at temperature 0.01, where sums are largest; weights of 1e-8."""
+    g = torch.Generator().manual_seed(0)
+    towards = torch.randn(1, 33, generator=g, dtype=torch.float64)
+    pair = [towards + 0.05 * torch.randn(128, 33, generator=g, dtype=torch.float64) for _ in "qk"]
+    errors_of = []
+    for weight in (1.0, 1e-8):
+        options = {"weight": torch.full((128,), weight, dtype=torch.float64), "reduction": "sum"}
+        case = Case(*pair, None, torch.tensor(0.01, dtype=torch.float64), options).fixed()
+        exact = evaluate(textbook, case.to(torch.float64))
+        errors_of.append(errors(evaluate(info_nce, here(case.to(dtype)), backend="triton"), exact))
+    assert errors_of[1][2] < 1.5 * errors_of[0][2]  # of the keys' gradient
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_fp16_gradients_fit_with_smoothing(smoothing):
+    """Equal rows whose positive has p = 1 - smoothing + smoothing / R: its own gradient is 0."""
+    query = torch.eye(1, 16).half().repeat(4, 1).to(DEVICE).requires_grad_()
+    key = torch.eye(3, 16).half().to(DEVICE)
+    options = {"labels": torch.zeros(4, dtype=torch.int64, device=DEVICE), "temperature": 0.1516}
+    info_nce(query, key, **options, label_smoothing=smoothing, backend="triton").backward()
+    exact = query.detach().double().requires_grad_()
+    info_nce(exact, key.double(), **options, label_smoothing=smoothing).backward()
+    torch.testing.assert_close(query.grad.double(), exact.grad, rtol=1e-2, atol=1e-3)
+
+
+def test_torchs_newer_precision_switch_is_read(monkeypatch):
+    def mixed():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    for switch, expected in (("ieee", "ieee"), ("tf32", "tf32")):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=switch))
+        assert triton_rows.precision(torch.ones(1)) == expected
 
 
 @pytest.mark.usefixtures("panels_only")

@@ -130,7 +130,8 @@ class _Plan:
     def in_one_pass(self) -> Result:
         """One direction: exponentials, their sums, and two products of each panel."""
         unit = self.problem.rows[0].unit
-        step = self._step(self.columns * unit.element_size())
+        # Beside the panel stand the sums over tiles, in fp32 and as they are folded in fp64.
+        step = self._step(self.columns * unit.element_size() + 12 * self.columns // 256)
         with workspace.borrowed("panel", unit, step * self.columns) as memory:
             whole = memory[: step * self.columns].view(step, self.columns)
             (block,) = self.job.terms.blocks
@@ -156,7 +157,10 @@ class _Plan:
         if any(self.needs):
             unit = self.problem.rows[0].unit
             if unit.dtype == torch.float16:
-                gain = triton_softmax.gain_of(own)
+                smoothing = self.job.terms.label_smoothing
+                weight = 1.0 if self.job.weight is None else self.job.weight
+                # The positive's is the largest of a row, but for what smoothing takes from it.
+                gain = triton_softmax.gain_of(own.abs() + 2 * smoothing * weight)
             step = self._step(self.columns * unit.element_size())
             with workspace.borrowed("panel", unit, step * self.columns) as memory:
                 whole = memory[: step * self.columns].view(step, self.columns)
@@ -191,7 +195,10 @@ class _Plan:
     def _softmaxes(self, *, online: bool, column: Softmaxes | None = None) -> Softmaxes | None:
         """Softmaxes of all rows, and those of the columns where the loss is symmetric."""
         by_column = None
-        step = self._step(8 * self.columns // triton_rows.PAD)
+        # fp32 sums of rows and columns over tiles of 64 and more; folding them needs a few copies.
+        planes = 4 if self.smoothing else 1 if self.problem.flag is None else 2
+        directions = 2 if self.job.terms.symmetric else 1
+        step = self._step(4 * 4 * planes * directions * self.columns // triton_rows.PAD)
         for begin, count in self._panels(step):
             by_row, more = self._fold(None, begin, count, online=online)
             triton_softmax.softmax(

@@ -44,7 +44,11 @@ PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
     **{(80, 2, kind): _AMPERE for kind in ("plain", "columns", "gradients")},
     **{(90, 2, kind): (_LARGE_STORED, _HALF, _SMALL) for kind in ("plain", "gradients")},
     (90, 2, "columns"): (_LARGE, _HALF, _SMALL),
-    **{(100, 2, kind): (_HALF, _SMALL) for kind in ("plain", "columns", "gradients")},
+    **{
+        (capability, 2, kind): (_HALF, _SMALL)
+        for capability in (100, 103)
+        for kind in ("plain", "columns", "gradients")
+    },
 }
 OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     **{(2, kind): (_MIDDLE, _SMALL) for kind in ("plain", "columns", "gradients")},

@@ -20,7 +20,7 @@ from simcse_fast.kernels.infonce.panels import Result
 from simcse_fast.kernels.infonce.similarities import Problem
 from simcse_fast.kernels.infonce.terms import Own
 from simcse_fast.kernels.infonce.tiles import Tile
-from simcse_fast.kernels.infonce.triton_epilogue import negatives
+from simcse_fast.kernels.infonce.triton_epilogue import margin_bound, negatives
 from simcse_fast.kernels.infonce.triton_math import (
     LOG2E,
     LOWEST,
@@ -162,7 +162,7 @@ def infonce_queries_kernel(
     offset = tl.load(numbers + 1).to(tl.float32)
     if ONLINE:
         offset = 0.0
-    bound = scaled(x_own + margin, slope_of(numbers, hardness), offset, WIDE)
+    bound = scaled(margin_bound(x_own, margin), slope_of(numbers, hardness), offset, WIDE)
     largest = tl.full([BM], LOWEST, dtype=tl.float32)
     total = tl.zeros([BM], dtype=tl.float32)
     g = tl.zeros([BM, BD], dtype=tl.float32)
@@ -275,7 +275,7 @@ def infonce_keys_kernel(
             POSITIVE, IDS, WIDE, BN, True,
         )  # fmt: skip
         if MARGIN:
-            bound = tl.load(state + 2 * rows + i, mask=here, other=0.0) + margin
+            bound = margin_bound(tl.load(state + 2 * rows + i, mask=here, other=0.0), margin)
             bound = scaled(bound, slope_of(numbers, hardness), offset, WIDE)
             t = tl.where(t > bound[None, :], float("-inf"), t)
         if ONLINE:
@@ -344,7 +344,7 @@ def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
         of_key = kept(key)
         gain = None
         if half:
-            gain = gain_of(state[3])
+            gain = gain_of(state[3].abs())
         infonce_keys_kernel[(triton.cdiv(sizes[1], tiles[1].columns),)](
             *(query.unit, key.unit, *_raw(key), *common, state, state if gain is None else gain),
             *(of_key, *numbers),

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from simcse_fast.kernels.infonce.triton_math import KEPT, LOWEST, scaled, slope_of
+from simcse_fast.kernels.infonce.triton_math import KEPT, LOWEST, ROUNDING, scaled, slope_of
 
 
 @triton.jit
@@ -45,6 +45,12 @@ def negatives(
 
 
 @triton.jit
+def margin_bound(positive, margin):
+    """Similarity above which a column is left out; equal keys may differ in their last bits."""
+    return positive + margin + tl.abs(positive) * ROUNDING
+
+
+@triton.jit
 def within_margin(
     t,  # a tile of logits
     positive,  # (count,) pointer: similarities of rows (or columns) with their positives
@@ -63,7 +69,7 @@ def within_margin(
     Logits are compared, which grow with the similarities: those need no registers any more.
     """
     i = first + tl.arange(0, SIZE)
-    bound = tl.load(positive + i, mask=i < count, other=0.0) + margin
+    bound = margin_bound(tl.load(positive + i, mask=i < count, other=0.0), margin)
     bound = scaled(bound, slope_of(numbers, hardness), offset, WIDE)
     return tl.where(t > tl.expand_dims(bound, AXIS), float("-inf"), t)
 

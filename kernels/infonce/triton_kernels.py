@@ -144,7 +144,7 @@ def infonce_sums_kernel(
     GROUP: tl.constexpr,
 ):
     """Sums of exponentials of each row, and if wanted of each column, over each tile."""
-    tiles_m, tiles_n = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
+    tiles_m, tiles_n = tl.cdiv(rows, BM), tl.cdiv(width, BN)  # the padding is written too
     tiles = tiles_m * tiles_n
     if GUARD:
         tiles *= tl.load(flag)
@@ -229,7 +229,7 @@ def infonce_gradient_kernel(
     GROUP: tl.constexpr,
 ):
     """Gradients of the logits of rows, and if wanted of columns, whose softmaxes are known."""
-    tiles_m, tiles_n = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
+    tiles_m, tiles_n = tl.cdiv(rows, BM), tl.cdiv(width, BN)  # the padding is written too
     tiles = tiles_m * tiles_n
     if GUARD:
         tiles *= (tl.load(flag) == expected).to(tl.int32)
@@ -287,11 +287,11 @@ def sums(
 ) -> tuple[Tensor, Tensor | None]:
     """What each tile adds to its rows and, if asked, its columns: (planes, tiles, C or W)."""
     planes = 4 if smoothing else 2 if online else 1
-    rows, width = len(s.labels), s.segment.width
+    rows, width, space, _ = _sizes(s, panel)
     full = online or smoothing or (columns and s.positive is not None)
     kind = "full" if full else "columns" if columns else "plain"
     tile = table.product_tile(s.query, kind, rows, width)
-    tiles = triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns)
+    tiles = triton.cdiv(rows, tile.rows), triton.cdiv(space, tile.columns)
     by_row = s.query.new_empty(planes, tiles[1], rows, dtype=torch.float32)
     by_column = None
     if columns:
@@ -324,10 +324,10 @@ def gradients(
     expected: int,
 ) -> None:
     """Gradients of the logits, of rows and if given of columns, whose softmaxes are known."""
-    rows, width = len(s.labels), s.segment.width
+    rows, width, space, _ = _sizes(s, panel)
     full = online or smoothing or s.positive is not None
     tile = table.product_tile(s.query, "full" if full else "gradients", rows, width)
-    tiles = triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns)
+    tiles = triton.cdiv(rows, tile.rows), triton.cdiv(space, tile.columns)
     query, key, into, flags = _operands(s, panel, tile)
     infonce_gradient_kernel[_programs(s, tiles, tile)](
         *(query, key, into, panel.stride(0), row_state, row_state.stride(0)),

@@ -10,7 +10,9 @@ from torch import Tensor
 from simcse_fast.kernels.infonce.triton_math import LOG2E, SHORTEST
 
 PAD = 64  # rows and width of unit rows are multiples of it, so that no product has a ragged depth
-HEADROOM = 98  # logits may lie so many binades above the offset: their sums stay below 2^127
+# Logits may lie so many binades above the offset: their sums stay below 2^127, and what divides by
+# sums does not vanish beside small weights.
+HEADROOM = 64
 
 
 def padded(count: int) -> int:
@@ -138,7 +140,8 @@ def infonce_pairs_kernel(
 ):
     """<left[i // GROUP], right[labels[i]]>, as the diagonal of a product like the panels'.
 
-    Its roundings are those of the panel, so that a key equal to the positive is equally similar.
+    Its steps are those of the panel, so that a key equal to the positive is as similar but for the
+    last bits, which a margin forgives.
     """
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     here = tl.minimum(i, rows - 1)
@@ -174,8 +177,11 @@ def precision(x: Tensor) -> str:
     """How fp32 is multiplied: as torch's switch says."""
     if x.dtype != torch.float32:
         return "ieee"
-    by_switch = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
-    return by_switch[torch.get_float32_matmul_precision()]
+    try:
+        switch = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer switch of CUDA's products was used
+        switch = "medium" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[switch]
 
 
 @triton.jit(do_not_specialize=["rows"])
