@@ -255,6 +255,7 @@ def test_fp16_gradients_fit_with_smoothing():
     """Equal rows whose positive has p = 1 - smoothing + smoothing / 3: its own gradient is 0."""
     query = torch.eye(1, 16).half().repeat(4, 1).to(DEVICE).requires_grad_()
     key = torch.eye(3, 16).half().to(DEVICE)
+    key[1, 0], near = 3**-0.5, (2 / 7 + 1) ** 0.5 / 2 - 0.5  # cosines 1, 1/2, 0; u + u^2 = 1 / 14
     options = {
         "labels": torch.zeros(4, dtype=torch.int64, device=DEVICE),
         "temperature": 1 / math.log(28),
