@@ -258,7 +258,7 @@ def test_fp16_gradients_fit_with_smoothing():
     key[1, 0], near = 3**-0.5, (2 / 7 + 1) ** 0.5 / 2 - 0.5  # cosines 1, 1/2, 0; u + u^2 = 1 / 14
     options = {
         "labels": torch.zeros(4, dtype=torch.int64, device=DEVICE),
-        "temperature": 1 / math.log(28),
+        "temperature": -0.5 / math.log(near),
     }
     info_nce(query, key, **options, label_smoothing=0.1, backend="triton").backward()
     exact = query.detach().double().requires_grad_()
