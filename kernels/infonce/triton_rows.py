@@ -167,7 +167,7 @@ def pairs(left: Tensor, right: Tensor, rows: int, labels: Tensor | None, group: 
         LABELS=labels is not None,
         PRECISION=precision(left),
         BM=32,
-        BK=32,
+        BK=64,
         num_warps=4,
     )
     return out
