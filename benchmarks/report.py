@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,22 +140,25 @@ def section(result: dict[str, Any], picture: str) -> list[str]:
 
 
 def main() -> None:
-    """Write the page and its plots."""
+    """Write the page, and its plots beside it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE")
+    options = parser.parse_args()
     plt.rcParams["svg.hashsalt"] = "simcse_fast"  # the same file from the same figures
     lines = [INTRODUCTION, ""]
-    for path in sorted(RESULTS.glob("info_nce-cpu-*.json")):
+    on_cpu = sorted(options.results.glob("info_nce-cpu-*.json"))
+    for path in on_cpu:
         result = json.loads(path.read_text())
-        picture = PAGE.with_name(f"{path.stem}.svg")
+        picture = options.page.with_name(f"{path.stem}.svg")
         widths = sorted({row["width"] for row in result["rows"] if "ms" in row})
         plot(result["rows"], widths, picture)
         lines += section(result, picture.name)
-    on_cpu = set(RESULTS.glob("info_nce-cpu-*"))
-    for path in sorted(set(RESULTS.glob("info_nce-*.json")) - on_cpu):
-        lines += report_gpu.section(
-            json.loads(path.read_text()), PAGE.with_name(f"{path.stem}.svg")
-        )
-    PAGE.write_text("\n".join(lines).rstrip() + "\n")
-    print(PAGE)
+    for path in sorted(set(options.results.glob("info_nce-*.json")) - set(on_cpu)):
+        picture = options.page.with_name(f"{path.stem}.svg")
+        lines += report_gpu.section(json.loads(path.read_text()), picture)
+    options.page.write_text("\n".join(lines).rstrip() + "\n")
+    print(options.page)
 
 
 if __name__ == "__main__":

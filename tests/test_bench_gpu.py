@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report_gpu
 from simcse_fast import backends
 
 PRODUCTS = {
@@ -54,8 +53,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """All rows of one rehearsal."""
+def folder(tmp_path_factory):
+    """Where one rehearsal has written its result."""
     root, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("bench")
     for name, text in PEERS.items():
         path = folder / "peers" / name
@@ -69,6 +68,12 @@ def rows(tmp_path_factory):
         check=True,
         capture_output=True,
     )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    """All rows of it."""
     return json.loads((folder / "info_nce-rehearsal.json").read_text())["rows"]
 
 
@@ -146,16 +151,16 @@ def test_a_hanging_peer_is_given_up_and_the_run_goes_on(rows):
     assert len(keys) == len(set(keys))  # what was measured before is kept, not measured again
 
 
-def test_the_report_names_every_method_and_why_one_has_no_time(rows, tmp_path):
-    picture = tmp_path / "picture.svg"
-    source = {"versions": {"torch": "1"}, "gpu": None, "command": "rehearsal", "commit": "abc"}
-    page = "\n".join(report_gpu.section({"rows": rows, "provenance": source}, picture))
+def test_the_report_names_every_method_and_why_one_has_no_time(folder, repository):
+    command = [sys.executable, "-m", "benchmarks.report", "--results", str(folder)]
+    page = folder / "page.md"
+    subprocess.run([*command, "--page", str(page)], cwd=repository, check=True)  # noqa: S603
+    text = page.read_text()
+    problem = "### 100 x 16, float16, row-only, forward and backward"
+    lines = text.split(problem)[1].split("###")[0].splitlines()
     for method in ("products in panels", *OURS, "eager", "torch.compile", "inf-cl"):
-        (line,) = [
-            line for line in page.split("### 100 x 16, float16, row-only, forward and backward")[1]
-            .split("###")[0].splitlines() if line.startswith(f"| {method} |")
-        ]  # fmt: skip
+        (line,) = [line for line in lines if line.startswith(f"| {method} |")]
         assert float(line.split("|")[2].replace(",", "")) > 0
-    assert "RuntimeError: no tile for a width of 16" in page
-    assert "memeff |" not in page.split("### By N")[1].splitlines()[2]  # it has no time
-    assert picture.read_text().count("row-only, D = 16") == 1
+    assert "RuntimeError: no tile for a width of 16" in text
+    assert "memeff |" not in text.split("### By N")[1].splitlines()[2]  # it has no time
+    assert (folder / "info_nce-rehearsal.svg").read_text().count("row-only, D = 16") == 1

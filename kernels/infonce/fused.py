@@ -285,7 +285,7 @@ class _Plan:
         if fit >= self.rows:
             return self.rows
         unit = self.problem.rows[0].unit
-        wave = WAVE * tiles.processors(unit.device) // max(1, unit.shape[1] // 256)
+        wave = WAVE * tiles.processors(unit.device) // -(-unit.shape[1] // 256)
         for whole in (wave, WAVE):
             if fit >= whole:
                 return fit // whole * whole
