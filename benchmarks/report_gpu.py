@@ -103,8 +103,10 @@ def plot(rows: list[dict[str, Any]], widths: list[int], path: Path) -> None:
         for a in axes.flat
         for line, name in zip(*a.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(named.values(), named, loc="lower center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.legend(
+        named.values(), named, loc="lower center", ncols=min(5, 1 + len(widths)), frameon=False
+    )
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
