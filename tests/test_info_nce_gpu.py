@@ -232,3 +232,28 @@ torch.cuda.synchronize()
     command = [tool, "--error-exitcode", "9", sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")},
+        {"hardness_mode": "all_negatives", "hardness_strength": 2.0},
+    ],
+    ids=["plain", "all-directions", "hardness"],
+)
+@pytest.mark.parametrize("columns", [2, 3], ids=["pairs", "triplets"])
+def test_sentence_transformers_loss_is_the_same(columns, options):
+    originals = pytest.importorskip("sentence_transformers.losses")
+    ours = pytest.importorskip("simcse_fast.losses")
+    g = torch.Generator("cuda").manual_seed(0)
+    embeddings = [torch.randn(300, 384, generator=g, device="cuda") for _ in range(columns)]
+    found = {}
+    for module in (originals, ours):
+        mine = [x.clone().requires_grad_() for x in embeddings]
+        loss = module.MultipleNegativesRankingLoss(torch.nn.Identity(), **options)
+        value = loss.compute_loss_from_embeddings(mine, None)
+        found[module] = [value.detach(), *torch.autograd.grad(value, mine)]
+    for one, other in zip(found[ours], found[originals], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -28,6 +28,10 @@ from simcse_fast.kernels.infonce import (
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+interpreted = pytest.mark.skipif(
+    DEVICE == "cuda", reason="for the interpreter; test_info_nce_gpu.py has the device's own tiles"
+)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 IDS = {"query_ids": torch.arange(67) % 9, "key_ids": torch.arange(67) % 7}
 ONE_WAY = {
@@ -276,6 +280,7 @@ def test_torchs_newer_precision_switch_is_read(monkeypatch):
         assert triton_rows.precision(torch.ones(1)) == expected
 
 
+@interpreted
 @pytest.mark.usefixtures("panels_only")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
@@ -288,6 +293,7 @@ def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
     check(random_case(rows, width=70, dtype=dtype, symmetric=symmetric, hardness=1.0))
 
 
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("width", "pair"), ATTENTION_TILES, ids=str)
 def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
@@ -295,6 +301,7 @@ def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
     check(random_case(130, 140, width=width - 5, dtype=dtype, hardness=1.0))
 
 
+@interpreted
 @pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["rows", "symmetric"])
 def test_launches(options, monkeypatch):
     """How many kernels of ours a loss and its gradients take: what a small batch consists of."""
