@@ -7,6 +7,7 @@ narrow rows, where a panel's traffic costs more than its products, and for small
 launches do.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -299,60 +300,70 @@ def infonce_keys_kernel(
 
 def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
     """Losses and gradients of one direction, where rows are narrow or the batch is small."""
-    job = problem.job
-    terms, block = job.terms, job.terms.blocks[0]
+    tiles = _tiles(problem)
+    if tiles is None:
+        return None
+    job, block = problem.job, problem.job.terms.blocks[0]
     query, key = problem.rows[block.anchor], problem.rows[block.key]
+    rows, columns = len(query.raw), len(key.raw)
+    losses = query.unit.new_empty(rows, dtype=torch.float32)
+    state = losses.new_empty(4, rows)
+    along = state.new_empty(rows, dtype=torch.float64)
+    learned = isinstance(job.scale, Tensor) and needs[0]
+    wanted = any(needs)
+    of_query, of_key = kept(query) if wanted else losses, None
+    tensors, numbers, switches = _common(problem)
+    infonce_queries_kernel[(triton.cdiv(rows, tiles[0].rows),)](
+        *(query.unit, key.unit, *_raw(query), *tensors),
+        *(losses if job.weight is None else job.weight, losses, state, of_query, along, *numbers),
+        **{"WEIGHTED": job.weight is not None, "GRADIENT": wanted, "SCALE": learned, **switches},
+        **_shape(tiles[0], query),
+    )
+    if needs[block.key]:
+        of_key = kept(key)
+        gain = gain_of(state[3].abs()) if query.unit.dtype == torch.float16 else None
+        infonce_keys_kernel[(triton.cdiv(columns, tiles[1].columns),)](
+            *(query.unit, key.unit, *_raw(key), *tensors, state, state if gain is None else gain),
+            *(of_key, *numbers),
+            **{"GAIN": gain is not None, **switches},
+            **_shape(tiles[1], query),
+        )
+    gradients = [of_query if needs[block.anchor] else None, of_key]
+    return Result(losses, gradients, along.sum() if learned else None)
+
+
+def _tiles(problem: Problem) -> tuple[Tile, Tile] | None:
+    """For both kernels; None for a loss that they do not compute, or not as quickly as panels."""
+    job, terms = problem.job, problem.job.terms
     one = len(job.segments) == 1 and job.segments[0].own == Own.POSITIVE
     if not one or terms.symmetric or terms.label_smoothing or problem.hard is not None:
         return None
-    sizes = len(query.raw), len(key.raw)
-    tiles = table.attention_tiles(query.unit, *sizes)
-    if tiles is None:
-        return None
-    losses = query.unit.new_empty(sizes[0], dtype=torch.float32)
-    state = losses.new_empty(4, sizes[0])
-    along = state.new_empty(sizes[0], dtype=torch.float64)
-    learned = isinstance(job.scale, Tensor) and needs[0]
-    half = query.unit.dtype == torch.float16
-    flags = {
+    query, key = (problem.rows[i] for i in (terms.blocks[0].anchor, terms.blocks[0].key))
+    return table.attention_tiles(query.unit, len(query.raw), len(key.raw))
+
+
+def _common(problem: Problem) -> tuple[tuple[Tensor, ...], tuple[float, ...], dict[str, Any]]:
+    """What both kernels take: tensors, numbers, and switches at compile time."""
+    job, block = problem.job, problem.job.terms.blocks[0]
+    query, key = problem.rows[block.anchor], problem.rows[block.key]
+    ids = (job.labels if x is None else x for x in (job.query_ids, job.key_ids))
+    margin = job.terms.margin
+    numbers = (
+        *(len(query.raw), len(key.raw), query.raw.shape[1], query.unit.shape[1]),
+        *(job.segments[0].hardness, margin if margin < math.inf else 0.0),
+        job.uniform_weight if job.weight is None else 1.0,
+    )
+    switches = {
         "IDS": job.query_ids is not None,
-        "MARGIN": terms.margin < float("inf"),
+        "MARGIN": margin < math.inf,
         # An offset known beforehand suffices, or each row's largest logit so far is the offset;
         # relative to that, exponentials fit fp16 as well.
-        "ONLINE": problem.flag is not None or half,
+        "ONLINE": problem.flag is not None or query.unit.dtype == torch.float16,
         "NORMALIZE": query.inverse is not None,
         "PRECISION": precision(query.unit),
         "WIDE": query.unit.dtype == torch.float32,
     }
-    block_width = triton.next_power_of_2(query.unit.shape[1])
-    uniform = job.uniform_weight if job.weight is None else 1.0
-    ids = (job.labels if x is None else x for x in (job.query_ids, job.key_ids))
-    common = problem.numbers, job.labels, *ids
-    numbers = (
-        *sizes, query.raw.shape[1], query.unit.shape[1], job.segments[0].hardness,
-        terms.margin if flags["MARGIN"] else 0.0, uniform,
-    )  # fmt: skip
-    wanted = any(needs)
-    of_query, of_key = kept(query) if wanted else losses, None
-    infonce_queries_kernel[(triton.cdiv(sizes[0], tiles[0].rows),)](
-        *(query.unit, key.unit, *_raw(query), *common),
-        *(losses if job.weight is None else job.weight, losses, state, of_query, along, *numbers),
-        **{"WEIGHTED": job.weight is not None, "GRADIENT": wanted, "SCALE": learned, **flags},
-        **_shape(tiles[0], block_width),
-    )
-    if needs[block.key]:
-        of_key = kept(key)
-        gain = None
-        if half:
-            gain = gain_of(state[3].abs())
-        infonce_keys_kernel[(triton.cdiv(sizes[1], tiles[1].columns),)](
-            *(query.unit, key.unit, *_raw(key), *common, state, state if gain is None else gain),
-            *(of_key, *numbers),
-            **{"GAIN": gain is not None, **flags},
-            **_shape(tiles[1], block_width),
-        )
-    gradients = [of_query if needs[0] else None, of_key]
-    return Result(losses, gradients, along.sum() if learned else None)
+    return (problem.numbers, job.labels, *ids), numbers, switches
 
 
 def _raw(rows: Rows) -> tuple[Any, ...]:
@@ -360,7 +371,8 @@ def _raw(rows: Rows) -> tuple[Any, ...]:
     return rows.raw, *rows.raw.stride(), rows.raw if rows.inverse is None else rows.inverse
 
 
-def _shape(tile: Tile, width: int) -> dict[str, int]:
+def _shape(tile: Tile, rows: Rows) -> dict[str, int]:
+    width = triton.next_power_of_2(rows.unit.shape[1])
     return {
         "BM": tile.rows, "BN": tile.columns, "BK": min(tile.depth, width), "BD": width,
         "num_warps": tile.warps, "num_stages": tile.stages,
