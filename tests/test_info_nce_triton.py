@@ -192,7 +192,7 @@ def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
 
 def test_an_offset_that_is_known_to_suit_costs_no_flag():
     query = torch.randn(8, 16, device=DEVICE)
-    for temperature, known in ((0.05, True), (0.016, True), (0.01, False)):
+    for temperature, known in ((0.05, True), (0.018, True), (0.01, False)):
         job = dataclasses.replace(JOB, scale=1 / temperature, labels=torch.arange(8, device=DEVICE))
         assert (fused._prepare([query, query], None, job).flag is None) == known
 
@@ -268,6 +268,52 @@ def test_fp16_gradients_fit_with_smoothing():
     exact = query.detach().double().requires_grad_()
     info_nce(exact, key.double(), **options, label_smoothing=0.1).backward()
     torch.testing.assert_close(query.grad.double(), exact.grad, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
+def test_copies_of_the_positive_stay_under_a_margin_of_0(narrow, symmetric, monkeypatch):
+    """At any cosine: a product in another order differs in its last bits."""
+    if not narrow:
+        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+    g = torch.Generator().manual_seed(0)
+    key, query = torch.randn(8, 48, generator=g).repeat(9, 1), torch.randn(72, 48, generator=g)
+    pair = [x.to(DEVICE) for x in (query, key)]
+    options = {"false_negative_margin": 0.0, "symmetric": symmetric}
+    found = info_nce(*pair, **options, backend="triton")
+    wide = [x.double() for x in pair]
+    exact = info_nce(*wide, **options | {"false_negative_margin": 1e-9}, backend="reference")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
+def test_a_margin_of_minus_infinity_leaves_nothing(narrow, monkeypatch):
+    if not narrow:
+        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+    x = torch.randn(9, 16, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
+    options = {"false_negative_margin": -math.inf, "backend": "triton"}
+    assert info_nce(x, x.flip(0), **options).item() == 0
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_weights_where_all_cosines_are_minus_one(dtype):
+    """Sums are smallest there, and weights divided by them largest."""
+    a = torch.randn(1, 16, generator=torch.Generator().manual_seed(0)).repeat(4, 1)
+    a = a + 0.01 * torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+    for temperature in (0.013, 0.016, 0.018):
+        options = {"weight": torch.full((4,), 1e3), "reduction": "sum"}
+        case = Case(a, -a, None, torch.tensor(temperature), options).fixed()
+        exact = evaluate(textbook, case.to(torch.float64))
+        found = errors(evaluate(info_nce, here(case.to(dtype)), backend="triton"), exact)
+        assert max(found) < {4: 1e-3, 2: 0.5}[dtype.itemsize]
+
+
+def test_a_loss_of_nothing_in_fp16_has_a_gradient_of_nothing():
+    """1 - p is 1e-43, which no scale brings into fp16's range."""
+    x = torch.eye(8, dtype=torch.float16, device=DEVICE).requires_grad_()
+    info_nce(x, x.detach(), temperature=0.01, backend="triton").backward()
+    assert not x.grad.any()
 
 
 def test_torchs_newer_precision_switch_is_read(monkeypatch):

@@ -16,13 +16,13 @@ from torch import Tensor
 from simcse_fast.kernels.infonce import tiles, triton_rows, triton_softmax, workspace
 from simcse_fast.kernels.infonce.panels import Result
 from simcse_fast.kernels.infonce.partial_sums import folded, joined
-from simcse_fast.kernels.infonce.similarities import Problem, Products, Similarities
+from simcse_fast.kernels.infonce.similarities import Problem, Products, Similarities, margin_of
 from simcse_fast.kernels.infonce.terms import Job, Segment
 from simcse_fast.kernels.infonce.triton_rows import HEADROOM, Numbers, Rows
 from simcse_fast.kernels.infonce.triton_softmax import Softmaxes
 
 LOG2E = math.log2(math.e)
-LOWEST_EXPONENT = -126  # of fp32 before it loses digits
+LOWEST_EXPONENT = -100  # of a sum that is not faint (FAINT): weights may still divide by it
 WAVE = 128  # rows of the tiles in which torch's products are counted when panels are cut
 
 
@@ -260,16 +260,16 @@ class _Plan:
 
     def _similarities(self, piece: _Piece, begin: int, count: int) -> Similarities:
         job, rows = self.job, slice(begin, begin + count)
-        margin = job.terms.margin < math.inf
+        margin = margin_of(job.terms)
         return Similarities(
             query=self.problem.rows[piece.anchor].unit[rows],
             key=self.problem.rows[piece.key].unit[piece.first : piece.first + piece.segment.width],
             labels=job.labels[rows],
             numbers=self.problem.numbers,
             segment=piece.segment,
-            margin=job.terms.margin if margin else 0.0,
-            positive=self.positive[rows] if margin else None,
-            opposite=self.positive if margin and job.terms.symmetric else None,
+            margin=0.0 if margin is None else margin,
+            positive=None if margin is None else self.positive[rows],
+            opposite=None if margin is None or not job.terms.symmetric else self.positive,
             query_ids=None if job.query_ids is None else job.query_ids[rows],
             key_ids=job.key_ids,
         )

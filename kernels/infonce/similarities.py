@@ -1,16 +1,20 @@
 """What the GPU's plan hands to a product: unit rows, and what the product's epilogue must know."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from simcse_fast.kernels.infonce.terms import Job, Segment
+from simcse_fast.kernels.infonce.terms import Job, Segment, Terms
 from simcse_fast.kernels.infonce.triton_rows import Rows
 
 if TYPE_CHECKING:
     from simcse_fast.kernels.infonce.panels import Result
+
+LOWEST_MARGIN = -1e38
+ROUNDING = 2.0**-20  # of the similarity of unit rows, in fp32
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,14 @@ class Problem:
     hard: Rows | None  # (M K, D)
     numbers: Tensor  # (2,) fp64: scale, offset
     flag: Tensor | None  # () int32 where the offset may lie too far above a row's logits
+
+
+def margin_of(terms: Terms) -> float | None:
+    """The margin as the kernels take it; None where nothing is left out.
+
+    Sums of the same numbers in different orders differ in their last bits, so keys equal to the
+    positive stay; two floats make no product of minus infinity, so it is a large number.
+    """
+    if terms.margin == math.inf:
+        return None
+    return max(terms.margin, LOWEST_MARGIN) + (ROUNDING if terms.normalize else 0.0)

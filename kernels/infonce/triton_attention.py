@@ -7,7 +7,6 @@ narrow rows, where a panel's traffic costs more than its products, and for small
 launches do.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from simcse_fast.kernels.infonce import tiles as table
 from simcse_fast.kernels.infonce.panels import Result
-from simcse_fast.kernels.infonce.similarities import Problem
+from simcse_fast.kernels.infonce.similarities import Problem, margin_of
 from simcse_fast.kernels.infonce.terms import Own
 from simcse_fast.kernels.infonce.tiles import Tile
 from simcse_fast.kernels.infonce.triton_epilogue import margin_bound, negatives
@@ -347,15 +346,15 @@ def _common(problem: Problem) -> tuple[tuple[Tensor, ...], tuple[float, ...], di
     job, block = problem.job, problem.job.terms.blocks[0]
     query, key = problem.rows[block.anchor], problem.rows[block.key]
     ids = (job.labels if x is None else x for x in (job.query_ids, job.key_ids))
-    margin = job.terms.margin
+    margin = margin_of(job.terms)
     numbers = (
         *(len(query.raw), len(key.raw), query.raw.shape[1], query.unit.shape[1]),
-        *(job.segments[0].hardness, margin if margin < math.inf else 0.0),
+        *(job.segments[0].hardness, 0.0 if margin is None else margin),
         job.uniform_weight if job.weight is None else 1.0,
     )
     switches = {
         "IDS": job.query_ids is not None,
-        "MARGIN": margin < math.inf,
+        "MARGIN": margin is not None,
         # An offset known beforehand suffices, or each row's largest logit so far is the offset;
         # relative to that, exponentials fit fp16 as well.
         "ONLINE": problem.flag is not None or query.unit.dtype == torch.float16,

@@ -46,7 +46,7 @@ def negatives(
 
 @triton.jit
 def margin_bound(positive, margin):
-    """Similarity above which a column is left out; equal keys may differ in their last bits."""
+    """Similarity above which a column is left out; margin_of forgives roundings of unit rows."""
     return positive + margin + tl.abs(positive) * ROUNDING
 
 
