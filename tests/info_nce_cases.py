@@ -189,14 +189,17 @@ def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
     ]
 
 
-def assert_no_worse(make_case: Callable[[int], Case], *, backend: str, seeds: int = 5) -> None:
+def assert_no_worse(
+    make_case: Callable[[int], Case], *, backend: str, seeds: int | None = None
+) -> None:
     """Over a few seeds, our errors against fp64 are at most those of the textbook loss.
 
     The slack is a handful of roundings of a float32 (float64): two correct sums in different
     orders differ by that much. One seed would not do: a single loss may be right by luck.
     """
     ours, textbooks = [], []
-    for seed in range(seeds):
+    interpreted = backend == "triton" and not isinstance(backend, OnCuda)  # and slow
+    for seed in range(seeds or (2 if interpreted else 5)):
         case = make_case(seed).on(backend)
         exact = evaluate(textbook, case.to(torch.float64))
         ours.append(errors(evaluate(info_nce, case, backend=backend), exact))

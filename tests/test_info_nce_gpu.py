@@ -13,10 +13,9 @@ from info_nce_cases import Case, errors, evaluate, random_case, textbook
 
 from simcse_fast import InfoNCELoss, info_nce, set_workspace_limit
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MODES = [
     pytest.param({}, id="rows"),

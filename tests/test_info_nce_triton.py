@@ -110,7 +110,7 @@ def test_panels_are_no_worse_than_torch(name, fixed, dtype):
         case = random_case(67, width=33, seed=seed, dtype=dtype, **ONE_WAY[name])
         return here(case.fixed() if fixed else case)
 
-    assert_no_worse(make_case, backend="triton", seeds=2)
+    assert_no_worse(make_case, backend="triton")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -136,7 +136,6 @@ def test_panels_in_every_regime(temperature, noise, dtype):
             random_case(67, temperature=temperature, noise=noise, seed=seed, dtype=dtype)
         ),
         backend="triton",
-        seeds=2,
     )
 
 
@@ -314,6 +313,28 @@ def test_a_loss_of_nothing_in_fp16_has_a_gradient_of_nothing():
     x = torch.eye(8, dtype=torch.float16, device=DEVICE).requires_grad_()
     info_nce(x, x.detach(), temperature=0.01, backend="triton").backward()
     assert not x.grad.any()
+
+
+def test_fp16_gradients_fit_with_smoothing_and_negative_weights():
+    """An upstream gradient below 0 is a negative weight of the rows."""
+    x = torch.eye(64, dtype=torch.float16, device=DEVICE).requires_grad_()
+    options = {"temperature": 0.158, "label_smoothing": 0.1, "reduction": "none"}
+    (-info_nce(x, x.detach(), **options, backend="triton")).mean().backward()
+    exact = x.detach().double().requires_grad_()
+    (-info_nce(exact, exact.detach(), **options)).mean().backward()
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
+def test_gradients_of_a_rows_logits_add_up_to_zero(narrow, monkeypatch):
+    """All keys equal: nothing can be gained, however large the logits are."""
+    if not narrow:
+        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+    query = torch.tensor([[11.0, 13.2], [-13.2, 9.9]], device=DEVICE).requires_grad_()
+    key = torch.tensor([[9.1, 11.3]], device=DEVICE).repeat(50, 1)
+    temperature = torch.tensor(0.07, device=DEVICE)
+    info_nce(query, key, temperature=temperature, normalize=False, backend="triton").backward()
+    assert query.grad.abs().max() < 1e-4  # logits of up to 3600; plain torch: 3e-5
 
 
 def test_torchs_newer_precision_switch_is_read(monkeypatch):

@@ -22,7 +22,7 @@ from simcse_fast.kernels.infonce.triton_rows import HEADROOM, Numbers, Rows
 from simcse_fast.kernels.infonce.triton_softmax import Softmaxes
 
 LOG2E = math.log2(math.e)
-LOWEST_EXPONENT = -100  # of a sum that is not faint (FAINT): weights may still divide by it
+LOWEST_EXPONENT = -100  # of a logit whose exponential still divides a weight
 WAVE = 128  # rows of the tiles in which torch's products are counted when panels are cut
 
 
@@ -158,7 +158,7 @@ class _Plan:
             unit = self.problem.rows[0].unit
             if unit.dtype == torch.float16:
                 smoothing = self.job.terms.label_smoothing
-                weight = 1.0 if self.job.weight is None else self.job.weight
+                weight = 1.0 if self.job.weight is None else self.job.weight.abs()
                 # The positive's is the largest of a row, but for what smoothing takes from it.
                 gain = triton_softmax.gain_of(own.abs() + 2 * smoothing * weight)
             step = self._step(self.columns * unit.element_size())

@@ -192,7 +192,9 @@ def infonce_queries_kernel(
     negative = total.to(tl.float64)
     rest = tl.full([BM], 1.0, dtype=tl.float64)
     if ONLINE:
-        shift = tl.maximum(largest, x_log)
+        # As negatives are formed, and as the offset is kept: an equal key has an equal logit.
+        x_log = scaled(x_own, slope_of(numbers, 0.0), 0.0, WIDE).to(tl.float64)
+        shift = tl.maximum(largest, x_log).to(tl.float32).to(tl.float64)
         rest = tl.exp2(largest - shift)
         negative *= rest
     loss, inverse_sum, miss = cross_entropy(negative, x_log - shift)

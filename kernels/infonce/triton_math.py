@@ -10,8 +10,8 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1e38)  # stands for the largest of no logits: exp2(-inf - LOWEST) is 0
-# Sums below are too small to be told from flushed ones: the offset lay too far above the row.
-FAINT = tl.constexpr(2.0**-100)
+# Sums below: the offset lay so far above the row that parts of it may have been flushed to 0.
+FAINT = tl.constexpr(2.0**-70)
 ROUNDING = tl.constexpr(2.0**-20)  # by which equal sums in different orders may differ, relatively
 SHORTEST = tl.constexpr(1e-12)  # rows below are divided by it instead of their length, as in torch
 POSITIVE, KEPT, LEFT_OUT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # as terms.Own

@@ -19,6 +19,7 @@ from simcse_fast.kernels.infonce.triton_math import (
 
 PATCH, RESTORE = tl.constexpr(1), tl.constexpr(2)  # what the softmax kernel does to a panel
 LARGEST = 2.0**13  # that a gradient of logits in fp16 is scaled to; sums of two stay finite
+SMALLEST = 2.0**-100  # gradient of logits that is brought up to that
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def infonce_softmax_kernel(
             for k in range(negatives):
                 c = tl.load(hard + row * negatives + k, mask=here, other=0.0).to(tl.float64)
                 offset = tl.maximum(offset, c * own_slope + log_weight)
+    offset = offset.to(tl.float32).to(tl.float64)  # as it is kept, so that gradients add up to 0
     if ONLINE:
         negative *= tl.exp2(largest - offset)
     logit_sum = tl.zeros([BR], dtype=tl.float64)
@@ -251,4 +253,4 @@ def hard_backward(
 
 def gain_of(sizes: Tensor) -> Tensor:
     """What brings gradients of logits into fp16's range, from each row's bound on them: 0-d."""
-    return LARGEST / sizes.amax().clamp_min(FAINT.value)
+    return LARGEST / sizes.amax().clamp_min(SMALLEST)
