@@ -22,6 +22,7 @@ from simcse_fast.kernels.infonce.terms import Own
 from simcse_fast.kernels.infonce.tiles import Tile
 from simcse_fast.kernels.infonce.triton_epilogue import margin_bound, negatives
 from simcse_fast.kernels.infonce.triton_math import (
+    FUSED,
     LOG2E,
     LOWEST,
     POSITIVE,
@@ -376,5 +377,5 @@ def _shape(tile: Tile, rows: Rows) -> dict[str, int]:
     width = triton.next_power_of_2(rows.unit.shape[1])
     return {
         "BM": tile.rows, "BN": tile.columns, "BK": min(tile.depth, width), "BD": width,
-        "num_warps": tile.warps, "num_stages": tile.stages,
+        "num_warps": tile.warps, "num_stages": tile.stages, **FUSED,
     }  # fmt: skip

@@ -22,7 +22,7 @@ from simcse_fast.kernels.infonce.triton_epilogue import (
     sums_of,
     within_margin,
 )
-from simcse_fast.kernels.infonce.triton_math import POSITIVE
+from simcse_fast.kernels.infonce.triton_math import FUSED, POSITIVE
 from simcse_fast.kernels.infonce.triton_rows import precision
 
 __all__ = ["gradients", "narrow", "sums"]  # the part of the plan: similarities.Products
@@ -358,7 +358,7 @@ def _operands(
         "PRECISION": precision(s.query), "WIDE": s.query.dtype == torch.float32,
         "TMA": descriptors, "HALVES": tile.halves,
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": table.GROUP,
-        "num_warps": tile.warps, "num_stages": tile.stages,
+        "num_warps": tile.warps, "num_stages": tile.stages, **FUSED,
     }  # fmt: skip
 
 

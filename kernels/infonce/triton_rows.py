@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simcse_fast.kernels.infonce.triton_math import LOG2E, SHORTEST
+from simcse_fast.kernels.infonce.triton_math import FUSED, LOG2E, SHORTEST
 
 PAD = 64  # rows and width of unit rows are multiples of it, so that no product has a ragged depth
 # Logits may lie so many binades above the offset: their sums stay below 2^127, and what divides by
@@ -110,7 +110,13 @@ def unit_rows(x: Tensor, numbers: Numbers | None) -> Rows:
     infonce_unit_kernel[(unit.shape[0] // block["BR"],)](
         *(x, *x.stride(), unit, inverse, made.values, scale if learned else inverse, high, low),
         *(made.hardest, made.above, rows, width, unit.shape[1]),
-        **{"FIRST": numbers is not None, "LEARNED": learned, "HEADROOM": HEADROOM, **block},
+        **{
+            "FIRST": numbers is not None,
+            "LEARNED": learned,
+            "HEADROOM": HEADROOM,
+            **block,
+            **FUSED,
+        },
     )
     return Rows(x, unit, inverse)
 
@@ -169,6 +175,7 @@ def pairs(left: Tensor, right: Tensor, rows: int, labels: Tensor | None, group: 
         BM=32,
         BK=64,
         num_warps=4,
+        **FUSED,
     )
     return out
 
@@ -277,6 +284,6 @@ def finish(
         *(count, width, depth, uniform),
         NORMALIZE=rows.inverse is not None,
         AFTER=after is not None,
-        **{"GAIN": gain is not None, "SCALE": of_scale, **block},
+        **{"GAIN": gain is not None, "SCALE": of_scale, **block, **FUSED},
     )
     return out, along.sum() if of_scale else None

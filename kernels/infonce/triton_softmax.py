@@ -11,6 +11,7 @@ from torch import Tensor
 from simcse_fast.kernels.infonce.similarities import Problem
 from simcse_fast.kernels.infonce.triton_math import (
     FAINT,
+    FUSED,
     LN2,
     LOG2E,
     cross_entropy,
@@ -184,7 +185,12 @@ def softmax(
         HARD=hard is not None,
         WEIGHTED=job.weight is not None,
         MODE=mode,
-        **{"FLAG": flag is not None and not online, "GUARD": flag is not None and online, **block},
+        **{
+            "FLAG": flag is not None and not online,
+            "GUARD": flag is not None and online,
+            **block,
+            **FUSED,
+        },
     )
 
 
@@ -248,6 +254,7 @@ def hard_backward(
         QUERY=of_query is not None,
         HARD=of_hard is not None,
         BD=block,
+        **FUSED,
     )
 
 
