@@ -14,7 +14,7 @@ import torch
 
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.kernels import native
-from simcse_fast.kernels.infonce import cpu, panels, torch_ops, workspace
+from simcse_fast.kernels.infonce import cpu, panels, terms, torch_ops, workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -180,9 +180,9 @@ def choose(backend: str, device: torch.device) -> str:
 
 def kept_type(backend: str, dtype: torch.dtype) -> torch.dtype:
     """Type of the gradients that a back-end's forward pass leaves for inputs of a type."""
-    if dtype == torch.bfloat16 and backend == "triton":
-        return dtype
-    return torch.promote_types(dtype, torch.float32)
+    return (
+        terms.kept_type(dtype) if backend == "triton" else torch.promote_types(dtype, torch.float32)
+    )
 
 
 def evaluate(

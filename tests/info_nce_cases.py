@@ -42,6 +42,7 @@ ON_CUDA = [
 BACKENDS = ON_CPU + ON_CUDA
 FUSED = [p for p in BACKENDS if p.values[0] != "reference"]
 QUICK = [p for p in FUSED if p.values[0] != "triton" or isinstance(p.values[0], OnCuda)]
+TRITON = OnCuda("triton") if torch.cuda.is_available() else "triton"
 
 NAMES = ("query", "key", "hard_negatives", "temperature")  # get gradients
 
@@ -209,3 +210,14 @@ def assert_no_worse(
     names = [name for name in NAMES if getattr(case, name) is not None]
     for name, m, t in zip(["loss", *names], mine, theirs, strict=True):
         assert m <= t + slack, f"{name}: our error {m:.2e}, torch's {t:.2e}"
+
+
+def check_triton(case: Case) -> None:
+    """No worse than torch; in fp16 at a scale at which gradients survive that type."""
+    if case.query.dtype != torch.float16:
+        assert_no_worse(lambda _: case, backend=TRITON, seeds=1)
+        return
+    upstream = torch.tensor(2.0**20)
+    exact = evaluate(textbook, case.to(torch.float64), upstream)
+    found = errors(evaluate(info_nce, case.on(TRITON), upstream, backend=TRITON), exact)
+    assert max(found) < 5e-3, found

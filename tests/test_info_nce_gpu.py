@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from info_nce_cases import Case, errors, evaluate, random_case, textbook
+from info_nce_cases import Case, OnCuda, errors, evaluate, random_case, textbook
 
 from simcse_fast import InfoNCELoss, info_nce, set_workspace_limit
 
@@ -30,11 +30,8 @@ def default_workspace():
     set_workspace_limit(None)
 
 
-def on_gpu(rows: int, columns: int | None = None, **options) -> Case:
-    case = random_case(rows, columns, **options)
-    tensors = {name: getattr(case, name) for name in ("query", "key", "hard_negatives")}
-    moved = {k: None if x is None else x.cuda() for k, x in tensors.items()}
-    return Case(**moved, temperature=case.temperature.cuda(), options=case.options)
+def on_gpu(*sizes: int, **options) -> Case:
+    return random_case(*sizes, **options).on(OnCuda("triton"))
 
 
 def step(case: Case, **more) -> list[torch.Tensor]:

@@ -9,7 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from info_nce_cases import Case, assert_no_worse, errors, evaluate, random_case, textbook
+from info_nce_cases import TRITON as BACKEND
+from info_nce_cases import (
+    Case,
+    assert_no_worse,
+    check_triton,
+    device_of,
+    errors,
+    evaluate,
+    random_case,
+    textbook,
+)
 
 from simcse_fast import backends, info_nce, set_workspace_limit
 from simcse_fast.kernels.infonce.terms import Block, Job, Own, Segment, Terms
@@ -20,18 +30,12 @@ if not backends()["triton"].available:
 
 from simcse_fast.kernels.infonce import (
     fused,
-    tiles,
-    triton_attention,
     triton_kernels,
     triton_rows,
-    triton_softmax,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = device_of(BACKEND)
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
-interpreted = pytest.mark.skipif(
-    DEVICE == "cuda", reason="for the interpreter; test_info_nce_gpu.py has the device's own tiles"
-)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 IDS = {"query_ids": torch.arange(67) % 9, "key_ids": torch.arange(67) % 7}
 ONE_WAY = {
@@ -60,13 +64,6 @@ JOB = Job(
     None,
     1 / 8,
 )
-PRODUCT_TILES = sorted(
-    {tile for group in (*tiles.PRODUCTS.values(), *tiles.OTHERWISE.values()) for tile in group},
-    key=str,
-)
-ATTENTION_TILES = [
-    (width, pair) for width, pairs in tiles.ATTENTION_HOPPER.items() for pair in pairs
-]
 
 
 @pytest.fixture(autouse=True)
@@ -75,28 +72,18 @@ def default_workspace():
     set_workspace_limit(None)
 
 
+@pytest.fixture(params=[True, False], ids=["attention", "panels"])
+def narrow(request, monkeypatch):
+    """Both ways of a small loss, one after the other."""
+    if not request.param:
+        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+    return request.param
+
+
 @pytest.fixture
 def panels_only(monkeypatch):
     """Without the kernels shaped like attention, which come first at these sizes."""
     monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
-
-
-def here(case: Case) -> Case:
-    move = lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x  # noqa: E731
-    options = {name: move(value) for name, value in case.options.items()}
-    names = ("query", "key", "hard_negatives", "temperature")
-    return Case(**{name: move(getattr(case, name)) for name in names}, options=options)
-
-
-def check(case: Case) -> None:
-    """No worse than torch; in fp16 at a scale at which gradients survive that type."""
-    if case.query.dtype != torch.float16:
-        assert_no_worse(lambda _: here(case), backend="triton", seeds=1)
-        return
-    upstream = torch.tensor(2.0**20)
-    exact = evaluate(textbook, case.to(torch.float64), upstream)
-    found = errors(evaluate(info_nce, here(case), upstream, backend="triton"), exact)
-    assert max(found) < 5e-3, found
 
 
 @pytest.mark.usefixtures("panels_only")
@@ -108,15 +95,15 @@ def test_panels_are_no_worse_than_torch(name, fixed, dtype):
 
     def make_case(seed: int) -> Case:
         case = random_case(67, width=33, seed=seed, dtype=dtype, **ONE_WAY[name])
-        return here(case.fixed() if fixed else case)
+        return case.fixed() if fixed else case
 
-    assert_no_worse(make_case, backend="triton")
+    assert_no_worse(make_case, backend=BACKEND)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"hard": 2}], ids=str)
 def test_a_temperature_that_is_a_number(options, dtype):
-    check(random_case(67, width=33, dtype=dtype, **options).fixed())
+    check_triton(random_case(67, width=33, dtype=dtype, **options).fixed())
 
 
 @pytest.mark.usefixtures("panels_only")
@@ -132,10 +119,8 @@ def test_a_temperature_that_is_a_number(options, dtype):
 )
 def test_panels_in_every_regime(temperature, noise, dtype):
     assert_no_worse(
-        lambda seed: here(
-            random_case(67, temperature=temperature, noise=noise, seed=seed, dtype=dtype)
-        ),
-        backend="triton",
+        lambda seed: random_case(67, temperature=temperature, noise=noise, seed=seed, dtype=dtype),
+        backend=BACKEND,
     )
 
 
@@ -159,15 +144,12 @@ def one_giant(symmetric: bool) -> Case:
     return dataclasses.replace(case, temperature=torch.tensor(0.05, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
 @pytest.mark.parametrize("make_case", [opposite, one_giant])
 @pytest.mark.parametrize("learned", [False, True], ids=["number", "tensor"])
 def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
     learned, make_case, symmetric, narrow, monkeypatch
 ):
-    if not narrow:
-        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
     case = make_case(symmetric).to(torch.float32)
     flags = []
     prepare = fused._prepare
@@ -180,9 +162,9 @@ def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
         return info_nce(temperature=temperature, **tensors)
 
     exact = evaluate(textbook, case.to(torch.float64), torch.ones(()))
-    case = here(case)
+    case = case.on(BACKEND)
     tensors = {name: getattr(case, name).requires_grad_() for name in ("query", "key")}
-    value = loss(case.temperature, **tensors, **case.options, backend="triton")
+    value = loss(case.temperature, **tensors, **case.options, backend=BACKEND)
     found = [value, *torch.autograd.grad(value, list(tensors.values()))]
     assert max(errors([x.detach().double().cpu() for x in found], exact[:3])) < 3e-5
     if not narrow or symmetric:
@@ -250,7 +232,9 @@ def test_small_weights_leave_small_gradients_their_digits(dtype):
         options = {"weight": torch.full((128,), weight, dtype=torch.float64), "reduction": "sum"}
         case = Case(*pair, None, torch.tensor(0.01, dtype=torch.float64), options).fixed()
         exact = evaluate(textbook, case.to(torch.float64))
-        errors_of.append(errors(evaluate(info_nce, here(case.to(dtype)), backend="triton"), exact))
+        errors_of.append(
+            errors(evaluate(info_nce, case.to(dtype).on(BACKEND), backend=BACKEND), exact)
+        )
     assert errors_of[1][2] < 1.5 * errors_of[0][2]  # of the keys' gradient
 
 
@@ -263,32 +247,26 @@ def test_fp16_gradients_fit_with_smoothing():
         "labels": torch.zeros(4, dtype=torch.int64, device=DEVICE),
         "temperature": -0.5 / math.log(near),
     }
-    info_nce(query, key, **options, label_smoothing=0.1, backend="triton").backward()
+    info_nce(query, key, **options, label_smoothing=0.1, backend=BACKEND).backward()
     exact = query.detach().double().requires_grad_()
     info_nce(exact, key.double(), **options, label_smoothing=0.1).backward()
     torch.testing.assert_close(query.grad.double(), exact.grad, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
-@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
-def test_copies_of_the_positive_stay_under_a_margin_of_0(narrow, symmetric, monkeypatch):
+def test_copies_of_the_positive_stay_under_a_margin_of_0(narrow, symmetric):
     """At any cosine: a product in another order differs in its last bits."""
-    if not narrow:
-        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
     g = torch.Generator().manual_seed(0)
     key, query = torch.randn(8, 48, generator=g).repeat(9, 1), torch.randn(72, 48, generator=g)
     pair = [x.to(DEVICE) for x in (query, key)]
     options = {"false_negative_margin": 0.0, "symmetric": symmetric}
-    found = info_nce(*pair, **options, backend="triton")
+    found = info_nce(*pair, **options, backend=BACKEND)
     wide = [x.double() for x in pair]
     exact = info_nce(*wide, **options | {"false_negative_margin": 1e-9}, backend="reference")
     torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
-def test_a_margin_of_minus_infinity_leaves_nothing(narrow, monkeypatch):
-    if not narrow:
-        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+def test_a_margin_of_minus_infinity_leaves_nothing(narrow):
     x = torch.randn(9, 16, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
     options = {"false_negative_margin": -math.inf, "backend": "triton"}
     assert info_nce(x, x.flip(0), **options).item() == 0
@@ -304,14 +282,14 @@ def test_large_weights_where_all_cosines_are_minus_one(dtype):
         options = {"weight": torch.full((4,), 1e3), "reduction": "sum"}
         case = Case(a, -a, None, torch.tensor(temperature), options).fixed()
         exact = evaluate(textbook, case.to(torch.float64))
-        found = errors(evaluate(info_nce, here(case.to(dtype)), backend="triton"), exact)
+        found = errors(evaluate(info_nce, case.to(dtype).on(BACKEND), backend=BACKEND), exact)
         assert max(found) < {4: 1e-3, 2: 0.5}[dtype.itemsize]
 
 
 def test_a_loss_of_nothing_in_fp16_has_a_gradient_of_nothing():
     """1 - p is 1e-43, which no scale brings into fp16's range."""
     x = torch.eye(8, dtype=torch.float16, device=DEVICE).requires_grad_()
-    info_nce(x, x.detach(), temperature=0.01, backend="triton").backward()
+    info_nce(x, x.detach(), temperature=0.01, backend=BACKEND).backward()
     assert not x.grad.any()
 
 
@@ -319,21 +297,18 @@ def test_fp16_gradients_fit_with_smoothing_and_negative_weights():
     """An upstream gradient below 0 is a negative weight of the rows."""
     x = torch.eye(64, dtype=torch.float16, device=DEVICE).requires_grad_()
     options = {"temperature": 0.158, "label_smoothing": 0.1, "reduction": "none"}
-    (-info_nce(x, x.detach(), **options, backend="triton")).mean().backward()
+    (-info_nce(x, x.detach(), **options, backend=BACKEND)).mean().backward()
     exact = x.detach().double().requires_grad_()
     (-info_nce(exact, exact.detach(), **options)).mean().backward()
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("narrow", [True, False], ids=["attention", "panels"])
-def test_gradients_of_a_rows_logits_add_up_to_zero(narrow, monkeypatch):
+def test_gradients_of_a_rows_logits_add_up_to_zero(narrow):
     """All keys equal: nothing can be gained, however large the logits are."""
-    if not narrow:
-        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
     query = torch.tensor([[11.0, 13.2], [-13.2, 9.9]], device=DEVICE).requires_grad_()
     key = torch.tensor([[9.1, 11.3]], device=DEVICE).repeat(50, 1)
     temperature = torch.tensor(0.07, device=DEVICE)
-    info_nce(query, key, temperature=temperature, normalize=False, backend="triton").backward()
+    info_nce(query, key, temperature=temperature, normalize=False, backend=BACKEND).backward()
     assert query.grad.abs().max() < 1e-4  # logits of up to 3600; plain torch: 3e-5
 
 
@@ -347,60 +322,11 @@ def test_torchs_newer_precision_switch_is_read(monkeypatch):
         assert triton_rows.precision(torch.ones(1)) == expected
 
 
-@interpreted
-@pytest.mark.usefixtures("panels_only")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
-@pytest.mark.parametrize("tile", PRODUCT_TILES, ids=str)
-def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
-    """As wide as on a GPU, descriptors included, round their edges."""
-    assert tile.columns % triton_rows.PAD == 0
-    monkeypatch.setattr(tiles, "product_tile", lambda *_: tile)
-    rows = tile.rows + 1
-    check(random_case(rows, width=70, dtype=dtype, symmetric=symmetric, hardness=1.0))
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("width", "pair"), ATTENTION_TILES, ids=str)
-def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
-    monkeypatch.setattr(tiles, "attention_tiles", lambda *_: pair)
-    check(random_case(130, 140, width=width - 5, dtype=dtype, hardness=1.0))
-
-
-@interpreted
-@pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["rows", "symmetric"])
-def test_launches(options, monkeypatch):
-    """How many kernels of ours a loss and its gradients take: what a small batch consists of."""
-    count = []
-    for module in (triton_rows, triton_softmax, triton_kernels, triton_attention):
-        for name, kernel in list(vars(module).items()):
-            if name.startswith("infonce_"):
-                monkeypatch.setattr(module, name, Counted(kernel, count))
-    case = here(random_case(40, width=33, **options))
-    pair = case.query.requires_grad_(), case.key.requires_grad_()
-    info_nce(*pair, **options, backend="triton").backward()
-    # Unit rows twice, queries, keys; or unit rows twice, pairs, sums, two softmaxes, gradients,
-    # and back through the normalisation twice.
-    assert len(count) == (9 if options else 4)
-
-
-class Counted:
-    """A kernel that notes its launches."""
-
-    def __init__(self, kernel, count):
-        self.kernel, self.count = kernel, count
-
-    def __getitem__(self, grid):
-        self.count.append(self.kernel)
-        return self.kernel[grid]
-
-
 @pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["rows", "symmetric"])
 def test_a_converged_loss_in_fp16_keeps_its_gradient(options):
     """1 - p about 1e-6 over N rows is below fp16's range, if it is not scaled."""
     case = random_case(64, width=96, noise=0.02, temperature=0.05, dtype=torch.float16, **options)
-    check(dataclasses.replace(case, temperature=torch.tensor(0.05)))
+    check_triton(dataclasses.replace(case, temperature=torch.tensor(0.05)))
 
 
 def test_gradients_are_kept_in_the_type_that_holds_them():
@@ -409,16 +335,16 @@ def test_gradients_are_kept_in_the_type_that_holds_them():
         (torch.bfloat16,) * 2,
         (torch.float16, torch.float32),
     ):
-        case = here(random_case(9, width=16, dtype=dtype))
-        loss = info_nce(case.query.requires_grad_(), case.key, backend="triton")
+        case = random_case(9, width=16, dtype=dtype).on(BACKEND)
+        loss = info_nce(case.query.requires_grad_(), case.key, backend=BACKEND)
         assert loss.grad_fn.kept[2].dtype == kept
         assert torch.autograd.grad(loss, case.query)[0].dtype == dtype
 
 
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
 def test_without_gradients_the_loss_is_the_same(symmetric):
-    case = here(random_case(67, width=33, symmetric=symmetric))
-    tensors = {"query": case.query, "key": case.key, "backend": "triton"}
+    case = random_case(67, width=33, symmetric=symmetric).on(BACKEND)
+    tensors = {"query": case.query, "key": case.key, "backend": BACKEND}
     with torch.no_grad():
         forward = info_nce(**tensors, symmetric=symmetric)
     full = info_nce(**tensors | {"query": case.query.requires_grad_()}, symmetric=symmetric)

@@ -18,10 +18,10 @@ from simcse_fast.kernels.infonce.panels import Result
 from simcse_fast.kernels.infonce.partial_sums import folded, joined
 from simcse_fast.kernels.infonce.similarities import Problem, Products, Similarities, margin_of
 from simcse_fast.kernels.infonce.terms import Job, Segment
+from simcse_fast.kernels.infonce.triton_math import LOG2E
 from simcse_fast.kernels.infonce.triton_rows import HEADROOM, Numbers, Rows
 from simcse_fast.kernels.infonce.triton_softmax import Softmaxes
 
-LOG2E = math.log2(math.e)
 LOWEST_EXPONENT = -100  # of a logit whose exponential still divides a weight
 WAVE = 128  # rows of the tiles in which torch's products are counted when panels are cut
 
@@ -59,7 +59,7 @@ def _prepare(tensors: list[Tensor], hard: Tensor | None, job: Job) -> Problem:
     if job.terms.normalize:
         rows = [triton_rows.unit_rows(x, None if n else numbers) for n, x in enumerate(everything)]
         if not isinstance(job.scale, Tensor):
-            reach = (job.scale + hardest) * LOG2E
+            reach = (job.scale + hardest) * LOG2E.value
             offset = max(0.0, math.ceil(reach + numbers.above - HEADROOM))
             known = -reach + min(more, 0.0) - offset > LOWEST_EXPONENT
     else:
@@ -80,7 +80,7 @@ def _bound(rows: list[Rows], numbers: Numbers, job: Job) -> None:
     ]
     anchors = torch.stack([longest[b.anchor] for b in job.terms.blocks]).amax()
     keys = torch.stack(longest).amax()
-    reach = (job.scale + numbers.hardest) * (LOG2E * 1.001) * anchors * keys
+    reach = (job.scale + numbers.hardest) * (LOG2E.value * 1.001) * anchors * keys
     numbers.values[0] = job.scale
     numbers.values[1] = (reach + (numbers.above - HEADROOM)).ceil().clamp_min(0)
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from simcse_fast.kernels.infonce.terms import Job, Segment, Terms
+from simcse_fast.kernels.infonce.triton_math import LOWEST, ROUNDING
 from simcse_fast.kernels.infonce.triton_rows import Rows
 
 if TYPE_CHECKING:
     from simcse_fast.kernels.infonce.panels import Result
-
-LOWEST_MARGIN = -1e38
-ROUNDING = 2.0**-20  # of the similarity of unit rows, in fp32
 
 
 @dataclass(frozen=True)
@@ -93,4 +91,4 @@ def margin_of(terms: Terms) -> float | None:
     """
     if terms.margin == math.inf:
         return None
-    return max(terms.margin, LOWEST_MARGIN) + (ROUNDING if terms.normalize else 0.0)
+    return max(terms.margin, float(LOWEST.value)) + float(ROUNDING.value) * terms.normalize

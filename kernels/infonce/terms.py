@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 
 
@@ -76,6 +77,14 @@ class Softmax:
     inverse_sum: Tensor  # (M,) 1 / sum of exponentials above the offset
     miss: Tensor  # (M,) 1 - p(positive)
     smoothing: Tensor  # (M,) label_smoothing / number of remaining logits
+
+
+def kept_type(dtype: torch.dtype) -> torch.dtype:
+    """Type in which a GPU's gradients of inputs of a type wait for the upstream one.
+
+    bf16 has fp32's range; in fp16 a gradient must wait for the loss scale that saves its digits.
+    """
+    return dtype if dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
 
 
 def segments_of(terms: Terms, tensors: Sequence[Tensor]) -> tuple[Segment, ...]:

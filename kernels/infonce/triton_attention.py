@@ -20,7 +20,7 @@ from simcse_fast.kernels.infonce.panels import Result
 from simcse_fast.kernels.infonce.similarities import Problem, margin_of
 from simcse_fast.kernels.infonce.terms import Own
 from simcse_fast.kernels.infonce.tiles import Tile
-from simcse_fast.kernels.infonce.triton_epilogue import margin_bound, negatives
+from simcse_fast.kernels.infonce.triton_epilogue import holds, margin_bound, negatives
 from simcse_fast.kernels.infonce.triton_math import (
     FUSED,
     LOG2E,
@@ -284,7 +284,7 @@ def infonce_keys_kernel(
         if ONLINE:
             t -= tl.load(state + i, mask=here, other=float("inf"))[None, :]
         p = tl.exp2(t) * tl.load(state + rows + i, mask=here, other=0.0)[None, :]
-        if tl.max(((label >= column) & (label < column + BN)).to(tl.int32), 0) > 0:
+        if holds(label, column, BN):
             own = tl.load(state + 3 * rows + i, mask=here, other=0.0)
             p = tl.where(j[:, None] == label[None, :], own[None, :], p)
         if GAIN:

@@ -7,6 +7,12 @@ from simcse_fast.kernels.infonce.triton_math import KEPT, LOWEST, ROUNDING, scal
 
 
 @triton.jit
+def holds(label, column, BN: tl.constexpr):
+    """Whether one of the labels is among the BN columns of a tile."""
+    return tl.max(((label >= column) & (label < column + BN)).to(tl.int32), 0) > 0
+
+
+@triton.jit
 def negatives(
     similarity,  # [BM, BN] fp32; [BN, BM] where TURNED
     numbers,  # scale and offset, fp64
@@ -29,7 +35,7 @@ def negatives(
     columns_of_tile = column + tl.arange(0, BN)
     j = tl.expand_dims(columns_of_tile, 1 - ROW)
     t = scaled(similarity, slope_of(numbers, hardness), offset, WIDE)
-    if tl.max(((label >= column) & (label < column + BN)).to(tl.int32), 0) > 0:
+    if holds(label, column, BN):
         own = j == tl.expand_dims(label, ROW)
         if OWN == KEPT:
             t = tl.where(own, scaled(similarity, slope_of(numbers, own_hardness), offset, WIDE), t)

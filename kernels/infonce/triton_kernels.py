@@ -18,6 +18,7 @@ from simcse_fast.kernels.infonce.similarities import Similarities
 from simcse_fast.kernels.infonce.triton_attention import narrow
 from simcse_fast.kernels.infonce.triton_epilogue import (
     gradient_of,
+    holds,
     negatives,
     sums_of,
     within_margin,
@@ -267,7 +268,7 @@ def infonce_gradient_kernel(
                 by_column, column_state, columns, column, columns, 0, BN, ONLINE, SMOOTHING
             )
         if OWN == POSITIVE:
-            if tl.max(((label >= column) & (label < column + BN)).to(tl.int32), 0) > 0:
+            if holds(label, column, BN):
                 mine = tl.load(own + i, mask=i < rows, other=0.0)
                 j = column + tl.arange(0, BN)
                 g = tl.where(j[None, :] == label[:, None], mine[:, None], g)

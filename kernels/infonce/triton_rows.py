@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simcse_fast.kernels.infonce.terms import kept_type
 from simcse_fast.kernels.infonce.triton_math import FUSED, LOG2E, SHORTEST
 
 PAD = 64  # rows and width of unit rows are multiples of it, so that no product has a ragged depth
@@ -255,12 +256,8 @@ def infonce_finish_kernel(
 
 
 def kept(rows: Rows) -> Tensor:
-    """Room for the gradient of a tensor's rows.
-
-    bf16 has fp32's range; in fp16 a gradient must wait for the loss scale that saves its digits.
-    """
-    dtype = torch.bfloat16 if rows.raw.dtype == torch.bfloat16 else torch.float32
-    return rows.unit.new_empty(rows.raw.shape, dtype=dtype)
+    """Room for the gradient of a tensor's rows."""
+    return rows.unit.new_empty(rows.raw.shape, dtype=kept_type(rows.raw.dtype))
 
 
 def finish(

@@ -1,0 +1,75 @@
+"""Tiles of the Triton kernels as wide as on a GPU, and how many launches a loss takes.
+
+For the interpreter: test_info_nce_gpu.py has the device's own tiles, at sizes that choose them.
+"""
+
+import pytest
+import torch
+from info_nce_cases import check_triton, random_case
+
+from simcse_fast import backends, info_nce
+
+if torch.cuda.is_available() or not backends()["triton"].available:
+    pytest.skip("needs Triton's interpreter", allow_module_level=True)
+
+from simcse_fast.kernels.infonce import (
+    tiles,
+    triton_attention,
+    triton_kernels,
+    triton_rows,
+    triton_softmax,
+)
+
+PRODUCT_TILES = sorted(
+    {tile for group in (*tiles.PRODUCTS.values(), *tiles.OTHERWISE.values()) for tile in group},
+    key=str,
+)
+ATTENTION_TILES = [
+    (width, pair) for width, pairs in tiles.ATTENTION_HOPPER.items() for pair in pairs
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+@pytest.mark.parametrize("tile", PRODUCT_TILES, ids=str)
+def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
+    """As wide as on a GPU, descriptors included, round their edges."""
+    assert tile.columns % triton_rows.PAD == 0
+    monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
+    monkeypatch.setattr(tiles, "product_tile", lambda *_: tile)
+    rows = tile.rows + 1
+    check_triton(random_case(rows, width=70, dtype=dtype, symmetric=symmetric, hardness=1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("width", "pair"), ATTENTION_TILES, ids=str)
+def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
+    monkeypatch.setattr(tiles, "attention_tiles", lambda *_: pair)
+    check_triton(random_case(130, 140, width=width - 5, dtype=dtype, hardness=1.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["rows", "symmetric"])
+def test_launches(options, monkeypatch):
+    """How many kernels of ours a loss and its gradients take: what a small batch consists of."""
+    count = []
+    for module in (triton_rows, triton_softmax, triton_kernels, triton_attention):
+        for name, kernel in list(vars(module).items()):
+            if name.startswith("infonce_"):
+                monkeypatch.setattr(module, name, Counted(kernel, count))
+    case = random_case(40, width=33, **options)
+    pair = case.query.requires_grad_(), case.key.requires_grad_()
+    info_nce(*pair, **options, backend="triton").backward()
+    # Unit rows twice, queries, keys; or unit rows twice, pairs, sums, two softmaxes, gradients,
+    # and back through the normalisation twice.
+    assert len(count) == (9 if options else 4)
+
+
+class Counted:
+    """A kernel that notes its launches."""
+
+    def __init__(self, kernel, count):
+        self.kernel, self.count = kernel, count
+
+    def __getitem__(self, grid):
+        self.count.append(self.kernel)
+        return self.kernel[grid]
