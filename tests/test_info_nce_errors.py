@@ -89,8 +89,9 @@ CASES = [
     bad(ValueError, "weight: gets no gradient; pass weight.detach()",
         weight=torch.ones(4, requires_grad=True)),
     bad(ValueError, "reduction: expected 'mean', 'sum' or 'none', got 'max'", reduction="max"),
-    bad(ValueError, "process_group: this version computes the loss of one process",
-        process_group=object()),
+    bad(TypeError, "process_group: expected a torch.distributed.ProcessGroup, \"world\" or None, "
+        "got 'nccl'", process_group="nccl"),
+    bad(ValueError, "process_group: torch.distributed is not initialised", process_group="world"),
     bad(ValueError, "backend: expected one of auto, reference, torch, cpu, triton, cuda, got 'gpu'",
         backend="gpu"),
     bad(ValueError, "key: 2 of 4 rows hold NaN or infinity, first at row 1",

@@ -5,22 +5,27 @@ from __future__ import annotations
 import functools
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from simcse_fast.distributed import check_group
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_pair(query: Tensor, key: Tensor) -> None:
-    """Two matrices of rows of one width, type and device."""
+def check_pair(query: Tensor, key: Tensor, *, least: int = 1) -> None:
+    """Two matrices of rows of one width, type and device, with at least so many rows."""
     for name, x in (("query", query), ("key", key)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}.")
         if x.dtype not in FLOATS:
             raise TypeError(f"{name}: expected fp64, fp32, bf16 or fp16, got {x.dtype}.")
-        if x.ndim != 2 or 0 in x.shape:  # noqa: PLR2004
-            raise ValueError(f"{name}: expected shape (rows >= 1, D >= 1), got {tuple(x.shape)}.")
+        if x.ndim != 2 or x.shape[0] < least or x.shape[1] == 0:  # noqa: PLR2004
+            raise ValueError(
+                f"{name}: expected shape (rows >= {least}, D >= 1), got {tuple(x.shape)}."
+            )
     _check_like("key", key, query)
 
 
@@ -140,7 +145,7 @@ def check_options(
     if not isinstance(reduction, str) or reduction not in {"mean", "sum", "none"}:
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}.")
     if process_group is not None:
-        raise ValueError("process_group: this version computes the loss of one process; pass None.")
+        check_group(process_group)
 
 
 def scale_of(temperature: float | Tensor, query: Tensor) -> tuple[Tensor | None, float]:
@@ -182,6 +187,29 @@ def row_weight_of(
         raise ValueError("weight: gets no gradient; pass weight.detach().")
     wide = weight.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
     return (wide / wide.sum() if reduction == "mean" else wide).contiguous(), 1.0
+
+
+def check_rank(
+    query: Tensor,
+    key: Tensor,
+    labels: Tensor | None,
+    hard_negatives: Tensor | None,
+    temperature: float | Tensor,
+    symmetric: bool,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """All that one rank of several can know to be wrong before it gathers; the labels."""
+    check_pair(query, key, least=0)
+    labels = labels_of(labels, query, key, symmetric)
+    scale_of(temperature, query)
+    if hard_negatives is not None:
+        check_hard_negatives(hard_negatives, query)
+    if query_ids is not None or key_ids is not None:
+        ids_of(query_ids, key_ids, query, key)
+    check_options(**options)
+    return labels
 
 
 def check_finite(**tensors: Tensor | None) -> None:

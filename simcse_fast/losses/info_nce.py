@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from simcse_fast import autograd
 from simcse_fast.autograd import Call
 from simcse_fast.backend import choose
+from simcse_fast.distributed import ranks_of
 from simcse_fast.kernels.infonce import reference
 from simcse_fast.kernels.infonce.terms import Block, Terms
 from simcse_fast.losses import arguments
@@ -61,15 +62,18 @@ def info_nce(
         normalize: False uses rows as they are, with the dot product in place of the cosine.
         reduction: "mean", "sum" or "none".
         check_finite: raise if an input holds NaN or infinity (waits for the device).
-        process_group: must be None in this version: rows and keys of one process.
+        process_group: a `torch.distributed.ProcessGroup` or "world": the keys of all its ranks
+            are the columns, rows and labels are this rank's; see docs/distributed.md.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda"; see `backends()`.
 
     Returns:
         0-d tensor, or (M,) for "none"; fp32, fp64 for fp64 input.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range; the message names it.
+        ValueError, TypeError: an argument is out of its range, or the ranks of a group do not fit
+            together; the message names it.
         BackendUnavailableError: the named back-end cannot run here.
+        RuntimeError: a rank of the group was lost or late.
 
     Reference: van den Oord et al. 2018, arXiv 1807.03748; Gao et al. 2021, arXiv 2104.08821.
 
@@ -78,6 +82,29 @@ def info_nce(
         >>> round(info_nce(query, key, temperature=1.0).item(), 4)  # log(1 + 3 / e)
         0.7437
     """
+    if process_group is not None:
+        from simcse_fast.losses.across_ranks import over_ranks  # noqa: PLC0415  # it calls this one
+
+        return over_ranks(
+            ranks_of(process_group),
+            query,
+            key,
+            labels=labels,
+            hard_negatives=hard_negatives,
+            temperature=temperature,
+            symmetric=symmetric,
+            query_ids=query_ids,
+            key_ids=key_ids,
+            weight=weight,
+            reduction=reduction,
+            check_finite=check_finite,
+            false_negative_margin=false_negative_margin,
+            hardness=hardness,
+            hard_negative_weight=hard_negative_weight,
+            label_smoothing=label_smoothing,
+            normalize=normalize,
+            backend=backend,
+        )
     arguments.check_pair(query, key)
     labels = arguments.labels_of(labels, query, key, symmetric)
     scale, scale_value = arguments.scale_of(temperature, query)
@@ -91,7 +118,6 @@ def info_nce(
         label_smoothing=label_smoothing,
         false_negative_margin=false_negative_margin,
         reduction=reduction,
-        process_group=process_group,
     )
     if check_finite:
         arguments.check_finite(query=query, key=key, hard_negatives=hard_negatives)
