@@ -163,8 +163,8 @@ def agree(
         RuntimeError: a rank was lost or late.
     """
     grad, (_, width) = torch.is_grad_enabled(), gathered[0].shape
-    same: dict[str, Any] = {"torch.is_grad_enabled()": grad, "key.shape[1]": width}
-    same |= {"key.dtype": gathered[0].dtype, **options}
+    same: dict[str, Any] = {**options, "torch.is_grad_enabled()": grad}
+    same |= {"key.shape[1]": width, "key.dtype": gathered[0].dtype}
     wanted = sum(1 << t for t, x in enumerate(gathered) if grad and x.requires_grad)
     bits = struct.unpack("<q", struct.pack("<d", rows if weight is None else weight))[0]
     codes = [DTYPES.index(x) if isinstance(x, torch.dtype) else int(x) for x in same.values()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import importlib.util
+import os
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -82,7 +84,11 @@ GRADIENTS = ("query", "key", "hard_negatives")
 
 
 def evaluate(
-    split: Split, batch: dict[str, Any], upstream: Tensor | None = None, **more: Any
+    split: Split,
+    batch: dict[str, Any],
+    upstream: Tensor | None = None,
+    function: Any = info_nce,
+    **more: Any,
 ) -> Found:
     """The loss and the gradient of all that gets one."""
     wide = torch.promote_types(split.dtype, torch.float32)
@@ -93,7 +99,7 @@ def evaluate(
         temperature = leaves["temperature"] = torch.tensor(
             split.temperature, dtype=wide, requires_grad=True
         )
-    loss = info_nce(**tensors, temperature=temperature, **split.options, **more)
+    loss = function(**tensors, temperature=temperature, **split.options, **more)
     upstream = torch.ones_like(loss) if upstream is None else upstream.to(loss)
     gradients = torch.autograd.grad(loss, list(leaves.values()), upstream)
     return {"loss": loss.detach(), **dict(zip(leaves, gradients, strict=True))}
@@ -108,6 +114,8 @@ def upstream_of(split: Split) -> Tensor | None:
 
 def on_ranks(rank: int, splits: dict[str, Split], more: dict[str, Any]) -> dict[str, Found]:
     """What a rank finds for each split of the batch."""
+    if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
+        importlib.import_module("triton_interpreter").repair()
     found = {}
     for name, split in splits.items():
         upstream = upstream_of(split)
@@ -138,9 +146,9 @@ def exact(split: Split) -> Found:
         name: x.double() if x.dtype.is_floating_point and name != "weight" else x
         for name, x in whole(split).items()
     }
-    double = Split(**{**vars(split), "dtype": torch.float64})
     options = {**split.options, "backend": "reference"}
-    return evaluate(Split(**{**vars(double), "options": options}), batch, upstream_of(split))
+    double = replace(split, dtype=torch.float64, options=options)
+    return evaluate(double, batch, upstream_of(split))
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -185,7 +185,7 @@ def test_signatures_are_the_originals(original):
         assert ours == theirs
 
 
-def test_several_processes_take_the_original(original, monkeypatch):
+def test_horovod_takes_the_original(original, monkeypatch):
     stub = types.ModuleType("open_clip")
     stub.loss = original
     monkeypatch.setitem(sys.modules, "open_clip", stub)
@@ -197,19 +197,20 @@ def test_several_processes_take_the_original(original, monkeypatch):
         "gather_features",
         lambda *own, **_: tuple(torch.cat(pair) for pair in zip(other, own, strict=True)),
     )
-    with pytest.warns(UserWarning, match="world_size"):
-        ours = ClipLoss(local_loss=True, rank=1, world_size=2)
+    options = {"local_loss": True, "rank": 1, "world_size": 2, "use_horovod": True}
+    with pytest.warns(UserWarning, match="use_horovod"):
+        ours = ClipLoss(**options)
     inputs = [*features(5), torch.tensor(9.0, dtype=torch.float64, requires_grad=True)]
-    expected = original.ClipLoss(local_loss=True, rank=1, world_size=2)
+    expected = original.ClipLoss(**options)
     pairs = zip(loss_and_gradients(ours, inputs), loss_and_gradients(expected, inputs), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
     assert torch.equal(ours.get_ground_truth("cpu", 5), expected.get_ground_truth("cpu", 5))
 
 
-def test_several_processes_without_open_clip_say_what_is_missing(monkeypatch):
+def test_horovod_without_open_clip_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ModuleNotFoundError, match=r"world_size: .* `pip install open_clip_torch`"):
-        ClipLoss(world_size=2)
+    with pytest.raises(ModuleNotFoundError, match=r"use_horovod: .* `pip install open_clip_torch`"):
+        ClipLoss(world_size=2, use_horovod=True)
 
 
 def test_one_process_is_silent_and_needs_no_open_clip(monkeypatch):

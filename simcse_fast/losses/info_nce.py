@@ -223,21 +223,24 @@ def block_softmax(
     *,
     scale: float,
     normalize: bool,
+    labels: Tensor | None = None,  # (rows,)
+    factor: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Mean cross-entropy of one softmax per row over the columns of several blocks.
 
-    Row i is the i-th sample; it owns the columns i, i + period, ... of each block. The tensors
-    (rows, D) come from a drop-in loss, which has checked them.
+    Row i owns the columns labels[i], labels[i] + period, ... of each block; without labels it is
+    the i-th sample. With a factor, the sum times the factor. The tensors (rows, D) come from a
+    drop-in loss, which has checked them.
     """
-    rows = blocks[0].period
+    labels = arguments.arange(blocks[0].period, tensors[0]) if labels is None else labels
     call = Call(
-        labels=arguments.arange(rows, tensors[0]),
+        labels=labels,
         terms=Terms(blocks=blocks, normalize=normalize),
         backend=choose(backend, tensors[0].device),
         needs=_needs(tensors, None, None),
         scale_value=scale,
-        uniform_weight=1 / rows,
+        uniform_weight=1 / len(labels) if factor is None else factor,
     )
     return _evaluate(tensors, None, None, call)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.nn.functional
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simcse_fast import collectives, distributed
+from simcse_fast.backend import choose
+from simcse_fast.losses.across_ranks import rows_against
 from simcse_fast.losses.info_nce import info_nce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from simcse_fast.distributed import Shares
 
 SMALLEST_TEMPERATURE = 1e-8
 
@@ -28,7 +32,8 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: divides the similarities; may be negative, as in lightly.
         memory_bank_size: (entries, width) of the bank; 0 for none.
-        gather_distributed: the views of all processes are negatives, and fill the bank.
+        gather_distributed: the views of all processes are negatives, and fill the bank; the
+            processes may bring batches of different sizes.
 
     Raises:
         ValueError: abs(temperature) < 1e-8; a size that is negative, or an entry count alone; or
@@ -51,7 +56,7 @@ class NTXentLoss(nn.Module):
         super().__init__()
         if abs(temperature) < SMALLEST_TEMPERATURE:
             raise ValueError(f"temperature: expected |temperature| >= 1e-8, got {temperature}.")
-        if gather_distributed and not distributed.is_available():
+        if gather_distributed and not torch.distributed.is_available():
             raise ValueError("gather_distributed: this torch was built without torch.distributed.")
         self.memory_bank = _MemoryBank(memory_bank_size, gather_distributed)
         self.temperature = temperature
@@ -68,28 +73,50 @@ class NTXentLoss(nn.Module):
             0-d tensor, fp32 (fp64 for fp64 input).
 
         Raises:
-            ValueError: the two differ in shape, or are not matrices.
+            ValueError: the two differ in shape, or are not matrices; or the processes do not fit
+                together.
+            RuntimeError: another process was lost or late.
         """
-        if out0.ndim != 2 or out0.shape != out1.shape:  # noqa: PLR2004
-            raise ValueError(
-                f"out1: expected the shape of out0, (n, D); got {tuple(out1.shape)} beside "
-                f"{tuple(out0.shape)}."
-            )
+        if self._gathers():
+            return self._of_all_processes(out0, out1)
+        _check_views(out0, out1)
         if self.memory_bank.size[0]:
             return self._against_bank(out0, out1)
         return self._in_batch(out0, out1)
 
+    def _gathers(self) -> bool:
+        return self.gather_distributed and distributed.world_size() > 1
+
     def _in_batch(self, out0: Tensor, out1: Tensor) -> Tensor:
-        gathers = self.gather_distributed and _world_size() > 1
-        keys = [_gather(out0), _gather(out1)] if gathers else [out0, out1]
-        images, before = len(keys[0]), distributed.get_rank() * len(out0) if gathers else 0
-        own = torch.arange(before, before + len(out0), device=out0.device)
-        return self._info_nce(
-            torch.cat([out0, out1]),
+        images = len(out0)
+        own = torch.arange(images, device=out0.device)
+        both = torch.cat([out0, out1])
+        ids = own.repeat(2)
+        labels = torch.cat([own + images, own])
+        return self._info_nce(both, both, labels=labels, query_ids=ids, key_ids=ids)
+
+    def _of_all_processes(self, out0: Tensor, out1: Tensor) -> Tensor:
+        ranks = distributed.ranks_of("world")
+        with distributed.announced(ranks):
+            _check_views(out0, out1)
+            distributed.check_device(ranks, "out0", out0)
+        if self.memory_bank.size[0]:
+            return self._against_bank(out0, out1)
+        views = [out0, out1]
+        shares = _share(views, bank=False)
+        keys = collectives.gather(shares, views, wide=choose("auto", out0.device) != "triton")
+        images = sum(shares.columns)
+        own = torch.arange(shares.before, shares.before + len(out0), device=out0.device)
+        wide = torch.promote_types(out0.dtype, torch.float32)
+        return rows_against(
+            torch.cat(views) if self.temperature > 0 else -torch.cat(views),
             torch.cat(keys),
+            temperature=abs(self.temperature),
             labels=torch.cat([own + images, own]),
             query_ids=own.repeat(2),
             key_ids=torch.arange(images, device=out0.device).repeat(2),
+            weight=out0.new_full((2 * len(out0),), shares.mean_factor / 2, dtype=wide),
+            reduction="sum",
         )
 
     def _against_bank(self, out0: Tensor, out1: Tensor) -> Tensor:
@@ -130,19 +157,22 @@ class _MemoryBank(nn.Module):
     @torch.no_grad()
     def enqueue(self, batch: Tensor) -> None:
         """Overwrite the oldest entries; a batch that reaches the end is cut there."""
-        if self.gather_distributed and _world_size() > 1:
-            batch = _gather(batch)
+        if self.gather_distributed and distributed.world_size() > 1:
+            (batch,) = collectives.gather(_share([batch], bank=True), [batch])
         first = int(self.bank_ptr)
         end = min(first + len(batch), self.size[0])
         self.bank[first:end] = batch[: end - first]
         self.bank_ptr[0] = end % self.size[0]
 
 
-def _gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks, with gradients."""
-    return torch.cat(torch.distributed.nn.functional.all_gather(x))  # type: ignore[no-untyped-call]
+def _check_views(out0: Tensor, out1: Tensor) -> None:
+    if out0.ndim != 2 or out0.shape != out1.shape:  # noqa: PLR2004
+        raise ValueError(
+            f"out1: expected the shape of out0, (n, D); got {tuple(out1.shape)} beside "
+            f"{tuple(out0.shape)}."
+        )
 
 
-def _world_size() -> int:
-    available = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if available else 1
+def _share(gathered: list[Tensor], *, bank: bool) -> Shares:
+    rows, ranks = len(gathered[0]), distributed.ranks_of("world")
+    return distributed.agree(ranks, "NTXentLoss", rows, rows, gathered, {"memory bank": bank})

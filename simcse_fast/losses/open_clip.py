@@ -1,14 +1,19 @@
-"""The contrastive loss of open_clip, fused on one process."""
+"""The contrastive loss of open_clip, fused, on one process and on several."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from simcse_fast import collectives, distributed
+from simcse_fast.losses.across_ranks import over_ranks
 from simcse_fast.losses.info_nce import info_nce
+
+if TYPE_CHECKING:
+    from simcse_fast.distributed import Ranks
 
 
 class ClipLoss(nn.Module):
@@ -17,19 +22,27 @@ class ClipLoss(nn.Module):
     loss = mean of the cross-entropies of texts given images and of images given texts,
     with logits = logit_scale * image_features @ text_features.T + logit_bias
 
-    The arguments are those of open_clip. With `world_size` > 1 open_clip's own loss runs instead,
-    with one warning; open_clip need not be installed otherwise.
+    The arguments are those of open_clip, which need not be installed. With `world_size` > 1 the
+    features of all processes of the default group are the columns, without an N x N matrix on any:
+
+    - `local_loss`: a process's loss is that of its own rows. `gather_with_grad` returns gradients
+      to the features of the other processes; without it what is gathered is constant.
+    - otherwise every process has the loss of the whole batch. Features get its gradient, with
+      `gather_with_grad` times `world_size`, as open_clip's own gathering gives it.
+
+    Processes may bring batches of different sizes. `use_horovod` with `world_size` > 1 takes
+    open_clip's own loss, with one warning.
 
     Args:
         local_loss: several processes: each computes the rows of its own batch only.
         gather_with_grad: several processes: gradients return through the gathered features.
-        cache_labels: several processes: keep the labels from call to call.
-        rank: number of this process.
-        world_size: number of processes.
+        cache_labels: keep what `get_ground_truth` gives from call to call.
+        rank: number of this process in the default group.
+        world_size: number of processes in the default group.
         use_horovod: several processes: gather by horovod.
 
     Raises:
-        ModuleNotFoundError: world_size > 1 and open_clip is not installed.
+        ModuleNotFoundError: use_horovod with world_size > 1, and open_clip is not installed.
 
     Reference: Radford et al. 2021, arXiv 2103.00020.
 
@@ -56,7 +69,8 @@ class ClipLoss(nn.Module):
         self.world_size = world_size
         self.use_horovod = use_horovod
         self._original: Any = None
-        if world_size > 1:
+        self._kept: tuple[int, torch.device, Tensor] | None = None
+        if world_size > 1 and use_horovod:
             self._original = _original_class()(
                 local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod
             )
@@ -65,7 +79,14 @@ class ClipLoss(nn.Module):
         """The column of each row's positive, as the original gives it: (num_logits,) int64."""
         if self._original is not None:
             return self._original.get_ground_truth(device, num_logits)  # type: ignore[no-any-return]
-        return torch.arange(num_logits, device=device)
+        if self._kept is not None and self._kept[:2] == (num_logits, device):
+            return self._kept[2]
+        labels = torch.arange(num_logits, device=device)
+        if self.world_size > 1 and self.local_loss:
+            labels = labels + num_logits * self.rank
+        if self.cache_labels:
+            self._kept = num_logits, device, labels
+        return labels
 
     def get_logits(
         self,
@@ -74,7 +95,9 @@ class ClipLoss(nn.Module):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits per image and per text, (N, N) each, as the original gives them.
+        """Logits per image and per text, as the original gives them.
+
+        (N, N) each; on several processes (N of all, N of all), or with `local_loss` (N, N of all).
 
         For code that looks at logits; the loss itself never holds them.
         """
@@ -82,9 +105,31 @@ class ClipLoss(nn.Module):
             return self._original.get_logits(  # type: ignore[no-any-return]
                 image_features, text_features, logit_scale, logit_bias=logit_bias
             )
-        logits = logit_scale * image_features @ text_features.T
-        logits = logits if logit_bias is None else logits + logit_bias
-        return logits, logits.T
+        images, texts = image_features, text_features
+        if self.world_size > 1:
+            images, texts = self._gathered(image_features, text_features)
+        if not self.local_loss:
+            image_features, text_features = images, texts
+        per_image = logit_scale * image_features @ texts.T
+        per_text = logit_scale * text_features @ images.T if self.local_loss else per_image.T
+        if logit_bias is None:
+            return per_image, per_text
+        return per_image + logit_bias, per_text + logit_bias
+
+    def _gathered(self, image_features: Tensor, text_features: Tensor) -> list[Tensor]:
+        """The features of all processes, with the gradients that the original gives them."""
+        own = [image_features, text_features]
+        sent = own if self.gather_with_grad else [x.detach() for x in own]
+        ranks, rows = self._ranks(image_features), len(image_features)
+        shares = distributed.agree(ranks, "ClipLoss", rows, rows, sent, {})
+        everything = collectives.gather(shares, sent)
+        if self.gather_with_grad or self.local_loss:
+            return everything
+        before, after = shares.before, shares.before + rows
+        return [
+            torch.cat([all_rows[:before], mine, all_rows[after:]])
+            for all_rows, mine in zip(everything, own, strict=True)
+        ]
 
     def forward(
         self,
@@ -107,7 +152,9 @@ class ClipLoss(nn.Module):
             0-d tensor, fp32 (fp64 for fp64 input), or a dictionary that holds it.
 
         Raises:
-            ValueError: logit_scale or logit_bias holds more than one value, or logit_scale <= 0.
+            ValueError: logit_scale or logit_bias holds more than one value, or logit_scale <= 0; or
+                the processes do not fit together, or are not those of the default group.
+            RuntimeError: another process was lost or late.
         """
         if self._original is not None:
             return self._original(  # type: ignore[no-any-return]
@@ -117,17 +164,63 @@ class ClipLoss(nn.Module):
                 logit_bias=logit_bias,
                 output_dict=output_dict,
             )
-        loss = info_nce(
-            image_features,
-            text_features,
-            temperature=_temperature(logit_scale),
-            symmetric=True,
-            normalize=False,
-        )
+        if self.world_size > 1:
+            loss = self._of_all_ranks(image_features, text_features, logit_scale, logit_bias)
+        else:
+            loss = info_nce(
+                image_features,
+                text_features,
+                temperature=_temperature(logit_scale),
+                symmetric=True,
+                normalize=False,
+            )
         if isinstance(logit_bias, Tensor):
             _check_single("logit_bias", logit_bias)
             loss = loss + (0 * logit_bias.sum()).to(loss)
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _of_all_ranks(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
+    ) -> Tensor:
+        ranks = self._ranks(image_features)
+        with distributed.announced(ranks):
+            temperature = _temperature(logit_scale)
+            if isinstance(logit_bias, Tensor):
+                _check_single("logit_bias", logit_bias)
+        # Each process computes its rows; `share` turns sums over the processes into what every
+        # one of them would have found from all rows. See `sum_of_ranks`.
+        share = 1.0 if self.gather_with_grad else 1 / ranks.size
+        if not self.local_loss and isinstance(temperature, Tensor):
+            of_scale = 1 / ranks.size if self.gather_with_grad else 1.0
+            temperature = collectives.shared_parameter(ranks, temperature, share=of_scale)
+        loss = over_ranks(
+            ranks,
+            image_features,
+            text_features,
+            temperature=temperature,
+            symmetric=True,
+            normalize=False,
+            constant=self.local_loss and not self.gather_with_grad,
+        )
+        if self.local_loss:
+            return loss
+        return collectives.sum_of_ranks(ranks, loss, share=share) / ranks.size
+
+    def _ranks(self, features: Tensor) -> Ranks:
+        ranks = distributed.ranks_of("world")
+        with distributed.announced(ranks):
+            for name, found in (("world_size", ranks.size), ("rank", ranks.rank)):
+                if (given := getattr(self, name)) != found:
+                    raise ValueError(
+                        f"{name}: expected {found}, as in the default group of torch.distributed, "
+                        f"got {given}."
+                    )
+            distributed.check_device(ranks, "image_features", features)
+        return ranks
 
 
 def _original_class() -> type[nn.Module]:
@@ -135,12 +228,12 @@ def _original_class() -> type[nn.Module]:
         from open_clip.loss import ClipLoss as Original  # noqa: PLC0415  # heavy, and rarely needed
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "world_size: more than one process takes open_clip's own loss, which cannot be "
+            "use_horovod: several processes take open_clip's own loss, which cannot be "
             f"imported: {error}; run `pip install open_clip_torch`.",
             name=error.name,
         ) from error
     warnings.warn(
-        "ClipLoss: open_clip's own computation runs, not the fused one: world_size > 1.",
+        "ClipLoss: open_clip's own computation runs, not the fused one: use_horovod=True.",
         stacklevel=3,
     )
     return Original  # type: ignore[no-any-return]
