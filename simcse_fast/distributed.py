@@ -7,6 +7,7 @@ together, or a rank that refuses its arguments, becomes the same error everywher
 from __future__ import annotations
 
 import math
+import re
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -227,10 +228,11 @@ def named(ranks: Ranks, what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).partition("\n")[0]
+        # gloo begins with a place in its source in brackets, and goes on with advice.
+        cause = re.sub(r"^\[\S*\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
         raise RuntimeError(
-            f"process_group: {what} failed on rank {ranks.names[ranks.rank]} of {ranks.size}, "
-            f"because another rank was lost or late ({cause})."
+            f"process_group: {what} failed on rank {ranks.names[ranks.rank]} of {ranks.size}: "
+            f"a rank was lost or late ({cause.rstrip('.')})."
         ) from error
 
 
