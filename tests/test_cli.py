@@ -11,9 +11,10 @@ import pytest
 
 import simcse_fast
 from simcse_fast import cli, information_gain
+from simcse_fast.cli import common, info
 from simcse_fast.demo.text import InputError, state_of_the_union
 
-COMMANDS = ("demo", "information", "info")
+COMMANDS = ("demo", "train", "information", "info")
 LINES = ["red wine and bread", "red ink", "wine and ink and bread", "lonely"]
 
 
@@ -79,7 +80,7 @@ def test_info_says_what_backends_says(capsys):
 
 
 def test_info_names_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setitem(cli.EXTRAS, "demo", ("no-such-package",))
+    monkeypatch.setitem(info.EXTRAS, "demo", ("no-such-package",))
     assert cli.main(["info"]) == 0
     assert "no-such-package missing   pip install 'simcse-fast[demo]'" in capsys.readouterr().out
 
@@ -157,7 +158,7 @@ def test_interrupt_exits_130_with_a_sentence(monkeypatch, capsys):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "info_command", interrupted)
+    monkeypatch.setattr(info, "info_command", interrupted)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "simcse-fast: info was interrupted; nothing was written\n"
 
@@ -177,4 +178,4 @@ sys.exit(main(["info"]))"""
 def test_no_color_is_respected(no_color, expected, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("NO_COLOR", no_color)
-    assert cli.bold("x") == expected
+    assert common.bold("x") == expected

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
-from simcse_fast.demo.text import InputError
+from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,8 +21,9 @@ from simcse_fast.demo.encoder import Tokens, embed, static_encoder, tokenize, wo
 from simcse_fast.demo.findings import findings
 from simcse_fast.demo.output import MODEL, REPORT, RESULTS, staged
 from simcse_fast.demo.report import page
-from simcse_fast.demo.text import InputError, Text, read_text, state_of_the_union
+from simcse_fast.demo.text import Text, read_text, state_of_the_union
 from simcse_fast.demo.weights import Words, frequent_words, nearest, shares
+from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

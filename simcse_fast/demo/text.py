@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from simcse_fast.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -24,10 +26,6 @@ QUERIES = (
     "Farmers suffer when the price of wheat falls.",
     "Every child deserves a good school and a good teacher.",
 )
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message is the one sentence to show."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simcse_fast.demo.encoder import Tokens, embed, tokenize
-from simcse_fast.demo.text import InputError
+from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,196 @@
+"""Batches of row numbers in a reproducible order, and the tensors that a model takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from simcse_fast.training.tokens import mixed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from simcse_fast.training.tokens import TokenData
+
+
+class Batch(NamedTuple):
+    """One batch of all processes together."""
+
+    rows: NDArray[np.int64]
+    key: int  # of the random choices made for this epoch
+
+
+class Order(Sampler[Batch]):
+    """The rows in an order drawn from (seed, epoch), whatever the number of processes.
+
+    A last batch that would be short is left out, unless it is the only one.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], batch_size: int, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self.batch_size = min(batch_size, len(rows))
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer as an epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.rows)
+        key = int(rng.integers(1 << 63))
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield Batch(order[start : start + self.batch_size], key)
+
+
+class Rows(Dataset[Any]):
+    """What a loader asks for rows; it gets the batch itself, since the collator reads the ids."""
+
+    def __init__(self, rows: NDArray[np.int64]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> int:
+        return int(self.rows[row])
+
+    def __getitems__(self, batch: Batch) -> Batch:
+        return batch
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader that tells its sampler the epoch; drawing from it leaves torch's seed alone."""
+
+    def __init__(self, order: Order, collate: Collator) -> None:
+        generator = torch.Generator()
+        super().__init__(
+            Rows(order.rows),
+            # Its batches go to __getitems__ as they are, though they are no lists.
+            batch_sampler=order,  # type: ignore[arg-type]
+            collate_fn=collate,  # type: ignore[arg-type]
+            generator=generator,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer as an epoch begins."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class Collator:
+    """Tensors of this process's share of a batch, by numpy from the mapped ids.
+
+    Args:
+        data: the token ids.
+        static: flat ids with offsets, as StaticEmbedding takes them; else padded ids and masks.
+        twins: one column of text becomes two: halves of its words for a static model, the same
+            ids twice for any other, whose dropout tells them apart.
+        padding: the id that fills rows up, and the side it goes to.
+        mask_duplicates: pass the numbers of the sentences, if any sentence repeats another.
+        share: this process and how many there are.
+    """
+
+    def __init__(
+        self,
+        data: TokenData,
+        *,
+        static: bool,
+        twins: bool,
+        padding: tuple[int, str] = (0, "right"),
+        mask_duplicates: bool = True,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.data, self.static, self.twins = data, static, twins
+        self.pad, self.side = padding
+        self.number_of_views = 2 if twins else len(data.columns)
+        self.mask = mask_duplicates and data.report.duplicates > 0
+        self.share = share
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """Tensors and figures of one batch.
+
+        Returns:
+            "columns", a dict of tensors for each; "rows", numbers of the rows in the source;
+            "query_ids" and "key_ids" where duplicates are masked; "real" tokens of all processes;
+            "repeats", the rows that repeat a sentence of the batch.
+        """
+        rank, world = self.share
+        size = len(batch.rows)
+        rows = batch.rows[rank * size // world : (rank + 1) * size // world]
+        taken = [column.take(rows) for column in self.data.columns]
+        if self.twins and self.static:
+            taken = halves(*taken[0], rows, batch.key)
+        views = [self.flat(*one) if self.static else self.padded(*one) for one in taken]
+        if self.twins and not self.static:
+            views *= 2
+        content: dict[str, Any] = {"columns": views, "rows": torch.from_numpy(rows)}
+        content["real"] = self.tokens(batch.rows)
+        content["repeats"] = 0
+        if self.mask:
+            content |= self.numbers(rows)
+            positive = self.data.columns[min(1, len(self.data.columns) - 1)].identity
+            content["repeats"] = size - len(np.unique(positive[batch.rows]))
+        return content
+
+    def tokens(self, rows: NDArray[np.int64]) -> int:
+        """Tokens of all views of these rows."""
+        count = sum(int((c.offsets[rows + 1] - c.offsets[rows]).sum()) for c in self.data.columns)
+        return count * (2 if self.twins and not self.static else 1)
+
+    def numbers(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Which keys are the positive's own text: those are no negatives."""
+        columns = self.data.columns
+        keys = columns if len(columns) == 1 else columns[1:]
+        identities = [torch.from_numpy(np.asarray(column.identity[rows])) for column in keys]
+        return {"query_ids": identities[0], "key_ids": torch.cat(identities)}
+
+    def flat(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """What StaticEmbedding takes."""
+        offsets = np.cumsum(lengths) - lengths
+        return {"input_ids": torch.from_numpy(ids), "offsets": torch.from_numpy(offsets)}
+
+    def padded(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """What a transformer takes."""
+        width = int(lengths.max())
+        place = np.arange(width)
+        if self.side == "left":
+            real = place >= (width - lengths)[:, None]
+        else:
+            real = place < lengths[:, None]
+        matrix = np.full(real.shape, self.pad, np.int64)
+        matrix[real] = ids
+        mask = torch.from_numpy(real).long()
+        return {"input_ids": torch.from_numpy(matrix), "attention_mask": mask}
+
+
+def halves(
+    ids: NDArray[np.int64], lengths: NDArray[np.int64], rows: NDArray[np.int64], key: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Deal the words of each text in random order to two views, in turn.
+
+    The order of a text depends on its row and the key alone, not on the batch around it. Text,
+    random number and id share one integer, so that a plain sort of integers, which numpy does with
+    vector instructions, shuffles all texts at once.
+    """
+    text = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
+    start = np.cumsum(lengths) - lengths
+    place = np.arange(len(ids)) - np.repeat(start, lengths)
+    seed = mixed(rows.astype(np.uint64) + np.uint64(key))
+    random = mixed(np.repeat(seed, lengths) + place.astype(np.uint64))
+    text_bits = max(len(lengths) - 1, 1).bit_length()
+    id_bits = max(int(ids.max(initial=1)), 1).bit_length()
+    sortable = text << np.uint64(64 - text_bits)
+    sortable |= (random >> np.uint64(text_bits + id_bits)) << np.uint64(id_bits)
+    sortable |= ids.astype(np.uint64)
+    sortable.sort()
+    dealt = (sortable & np.uint64((1 << id_bits) - 1)).astype(np.int64)
+    first = place % 2 == 0
+    return [(dealt[first], (lengths + 1) // 2), (dealt[~first], lengths // 2)]

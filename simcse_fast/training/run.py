@@ -1,0 +1,350 @@
+"""One training run, from the loaded model to the saved one."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator
+from transformers import set_seed
+from transformers.utils import logging
+
+from simcse_fast.errors import InputError
+from simcse_fast.training.batches import Collator, Order
+from simcse_fast.training.checkpoints import Checkpoints
+from simcse_fast.training.encoders import head_of, load_encoder
+from simcse_fast.training.history import History
+from simcse_fast.training.interrupts import TrainingInterrupted, stop_on_signals
+from simcse_fast.training.objective import Contrast, Objective
+from simcse_fast.training.options import EVALUATION_STEPS, MAX_LENGTH
+from simcse_fast.training.progress import Progress
+from simcse_fast.training.sealed import UnwritableError, writing
+from simcse_fast.training.text_encoder import TextEncoder
+from simcse_fast.training.texts import read_scored_pairs
+from simcse_fast.training.tokens import token_data
+from simcse_fast.training.train import TrainingResult
+from simcse_fast.training.trainer import Run, SimCSETrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sentence_transformers import SentenceTransformer
+
+    from simcse_fast.training.encoders import Encoder
+    from simcse_fast.training.interrupts import StopRequest
+    from simcse_fast.training.options import Options
+    from simcse_fast.training.tokens import TokenData
+
+FINAL = "final"
+SAMPLE = 1024  # weights of each matrix that identify a model
+LOGGING_STEPS = 10
+TIMEOUT = 6 * 3600  # seconds that processes wait for the one that tokenizes
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are, and what leaves the trained weights as they are."""
+
+    output: Path
+    cache: Path
+    evaluate: Any
+    resume: bool
+    report_to: str | list[str]
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options with their defaults filled in."""
+
+    encoder: Encoder
+    data: TokenData
+    options: Options
+    supervised: bool
+    batch_size: int
+    steps: int
+    learning_rate: float
+    evaluation_steps: int
+
+
+def run(
+    model: Any,
+    *,
+    source: Any,
+    argument: str,
+    options: Options,
+    places: Places,
+    say: Callable[[str], None],
+) -> TrainingResult:
+    """Train; see `simcse_fast.train`."""
+    with quiet_transformers():
+        arguments = training_arguments(options, places)
+        evaluator = evaluator_of(places.evaluate)
+        say("loading the model")
+        set_seed(options.seed)  # the head is drawn
+        encoder = load_encoder(
+            model,
+            pooling=options.pooling,
+            supervised=argument == "triplets",
+            device=places.device,
+        )
+        with arguments.main_process_first(desc="tokenizing"):
+            say("reading the text")
+            data = token_data(
+                source, argument, text_encoder(encoder, options, argument), places.cache
+            )
+        plan = make_plan(encoder, data, options, argument == "triplets", arguments.world_size)
+        return carry_out(plan, arguments, evaluator, places, say)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars for loading and saving weights; ours is enough."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def training_arguments(options: Options, places: Places) -> SentenceTransformerTrainingArguments:
+    """The trainer's own arguments that are known before the data; its processes start here."""
+    try:
+        places.output.mkdir(parents=True, exist_ok=True)
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=str(places.output),
+            seed=options.seed,
+            bf16=options.bf16,
+            fp16=options.fp16,
+            warmup_steps=options.warmup,
+            weight_decay=options.weight_decay,
+            save_strategy="steps",
+            save_steps=options.save_steps,
+            eval_strategy="no" if places.evaluate is None else "steps",
+            eval_steps=options.evaluation_steps or EVALUATION_STEPS,
+            logging_steps=LOGGING_STEPS,
+            logging_nan_inf_filter=False,
+            report_to=places.report_to,
+            disable_tqdm=True,
+            use_cpu=places.device == "cpu",
+            ddp_timeout=TIMEOUT,
+        )
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnwritableError(f"output: {places.output} cannot be written ({reason})") from error
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001 - one process trains on one device
+    return arguments
+
+
+def evaluator_of(source: Any) -> EmbeddingSimilarityEvaluator | None:
+    """Spearman of cosines with gold scores."""
+    if source is None:
+        return None
+    first, second, scores = read_scored_pairs(source)
+    return EmbeddingSimilarityEvaluator(
+        first, second, scores, batch_size=64, main_similarity="cosine", write_csv=False
+    )
+
+
+def text_encoder(encoder: Encoder, options: Options, argument: str) -> TextEncoder:
+    """How texts become ids for this model."""
+    asked = options.max_length
+    if asked is None and not encoder.static:
+        asked = MAX_LENGTH
+    fewest = 2 if encoder.static and argument == "unsupervised" else 1  # one word a half
+    return TextEncoder(encoder.model.tokenizer, encoder.longest(asked), fewest)
+
+
+def make_plan(
+    encoder: Encoder, data: TokenData, options: Options, supervised: bool, processes: int
+) -> Plan:
+    """Fill in defaults, and refuse batches that do not fit the data or the processes."""
+    rows = data.report.rows
+    if options.symmetric and len(data.columns) > 2:  # noqa: PLR2004 - anchors and positives
+        raise InputError("symmetric: needs pairs, the data has negatives too")
+    if options.batch_size is not None and options.batch_size > rows:
+        raise InputError(f"batch_size: got {options.batch_size}, the data has {rows} rows")
+
+    def recipe(name: str) -> Any:
+        return options.recipe(name, static=encoder.static, supervised=supervised)
+
+    batch_size = min(recipe("batch_size"), rows)
+    if batch_size < processes:
+        raise InputError(
+            f"batch_size: expected at least one row for each of {processes} processes, got "
+            f"{batch_size}"
+        )
+    per_epoch = rows // batch_size
+    return Plan(
+        encoder=encoder,
+        data=data,
+        options=options,
+        supervised=supervised,
+        batch_size=batch_size,
+        steps=options.steps or max(round(recipe("epochs") * per_epoch), 1),
+        learning_rate=recipe("learning_rate"),
+        evaluation_steps=options.evaluation_steps or EVALUATION_STEPS,
+    )
+
+
+def carry_out(
+    plan: Plan,
+    arguments: Any,
+    evaluator: EmbeddingSimilarityEvaluator | None,
+    places: Places,
+    say: Callable[[str], None],
+) -> TrainingResult:
+    """Train by the plan, and save what came of it."""
+    arguments.max_steps = plan.steps
+    arguments.learning_rate = plan.learning_rate
+    arguments.per_device_train_batch_size = plan.batch_size // arguments.world_size
+    checkpoints = Checkpoints(
+        places.output,
+        decisive(plan, evaluator, arguments.world_size),
+        plan.options.keep_checkpoints,
+    )
+    start = checkpoints.newest() if places.resume else None
+    if not places.resume:
+        checkpoints.refuse_others()
+    notes = list(checkpoints.told)
+    if places.resume:
+        notes.append(
+            f"resumed from {start}"
+            if start
+            else f"no whole checkpoint in {places.output}: starting from the beginning"
+        )
+    notes += plan.data.report.sentences()
+    for note in notes:
+        say(note)
+    with stop_on_signals() as stop:
+        run_ = assemble(plan, arguments, checkpoints, evaluator, start, stop)
+        trainer = SimCSETrainer(run_, model=plan.encoder.model, args=arguments)
+        trainer.add_callback(Progress(run_.history))
+        if evaluator is not None and start is None:
+            trainer.evaluate()
+        # Other dropout for other rows: the trainer gives all processes one seed.
+        torch.manual_seed(plan.options.seed + arguments.process_index)
+        with told_where_to_go_on(checkpoints):
+            trainer.train_from(start, plan.steps)
+    steps = len(run_.history.losses)
+    if stop.asked and not trainer.is_over(plan.steps):
+        raise TrainingInterrupted(
+            f"training was stopped; {checkpoints.path(steps)} is whole, resume goes on from it"
+        )
+    trainer.load_best()
+    model = plan.encoder.model
+    folder = save_final(model, places.output, trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
+    return TrainingResult(model, run_.history, folder, plan.data.report, steps, tuple(notes))
+
+
+@contextmanager
+def told_where_to_go_on(checkpoints: Checkpoints) -> Iterator[None]:
+    """A second signal stops in the middle of a step: what is whole is older."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        steps = checkpoints.steps()
+        newest = checkpoints.path(steps[0]) if steps else None
+        raise TrainingInterrupted(
+            f"training was stopped at once; resume goes on from {newest or 'the beginning'}"
+        ) from stop
+
+
+def assemble(
+    plan: Plan,
+    arguments: Any,
+    checkpoints: Checkpoints,
+    evaluator: EmbeddingSimilarityEvaluator | None,
+    start: Path | None,
+    stop: StopRequest,
+) -> Run:
+    """Batches and loss of a run."""
+    options, encoder = plan.options, plan.encoder
+    contrast = Contrast(
+        options.temperature,
+        options.symmetric,
+        options.mini_batch_tokens,
+        options.memory_share,
+        arguments.world_size,
+    )
+    return Run(
+        order=Order(plan.data.rows, plan.batch_size, options.seed),
+        collate=Collator(
+            plan.data,
+            static=encoder.static,
+            twins=not plan.supervised,
+            padding=encoder.padding(),
+            mask_duplicates=options.duplicates == "mask",
+            share=(arguments.process_index, arguments.world_size),
+        ),
+        objective=Objective(encoder.model, contrast, static=encoder.static),
+        checkpoints=checkpoints,
+        evaluator=evaluator,
+        patience=options.patience,
+        history=History.load(start) if start else History(),
+        stop=stop,
+    )
+
+
+def decisive(
+    plan: Plan, evaluator: EmbeddingSimilarityEvaluator | None, processes: int
+) -> dict[str, Any]:
+    """All that decides what is learned; checkpoints that differ in it do not mix."""
+    given = asdict(plan.options)
+    for name in ("epochs", "save_steps", "keep_checkpoints", "memory_share"):
+        del given[name]
+    if evaluator is None:
+        del given["evaluation_steps"], given["patience"]
+    return given | {
+        "model": weights_of(plan.encoder.model),
+        "data": plan.data.content,
+        "evaluate": evaluator and pairs_hash(evaluator),
+        "batch_size": plan.batch_size,
+        "steps": plan.steps,
+        "learning_rate": plan.learning_rate,
+        "max_length": plan.data.report.max_length,
+        "processes": processes,
+    }
+
+
+def pairs_hash(evaluator: EmbeddingSimilarityEvaluator) -> str:
+    """What stands for the evaluation's pairs in a checkpoint."""
+    pairs = (evaluator.sentences1, evaluator.sentences2, evaluator.scores)
+    return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
+
+
+def weights_of(model: SentenceTransformer) -> str:
+    """A hash of the model to begin with: of shapes and of a sample of its weights."""
+    content = hashlib.sha256()
+    head = head_of(model)
+    ours = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    for name, value in model.named_parameters():
+        if id(value) in ours:
+            continue
+        flat = value.detach().reshape(-1)
+        sample = flat[:: max(len(flat) // SAMPLE, 1)].double().cpu().numpy()
+        content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + sample.tobytes())
+    return content.hexdigest()[:16]
+
+
+def save_final(model: SentenceTransformer, output: Path, first: bool) -> Path:
+    """The model without its training head, as sentence-transformers saves it."""
+    folder = output / FINAL
+    head = head_of(model)
+    if head is not None:
+        model.pop(list(model).index(head))
+    model.eval()
+    if first:
+        with writing(folder) as staging:
+            model.save_pretrained(str(staging))
+    return folder
