@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simcse_fast import info_nce
+from simcse_fast import collectives, distributed, info_nce
 
 Found = dict[str, Tensor]
 
@@ -97,7 +97,7 @@ def evaluate(
     temperature: Any = split.temperature
     if split.learned:
         temperature = leaves["temperature"] = torch.tensor(
-            split.temperature, dtype=wide, requires_grad=True
+            split.temperature, dtype=wide, device=batch["query"].device, requires_grad=True
         )
     loss = function(**tensors, temperature=temperature, **split.options, **more)
     upstream = torch.ones_like(loss) if upstream is None else upstream.to(loss)
@@ -112,7 +112,7 @@ def upstream_of(split: Split) -> Tensor | None:
     return torch.linspace(0.5, 2, sum(split.rows), dtype=torch.float64)
 
 
-def on_ranks(rank: int, splits: dict[str, Split], more: dict[str, Any]) -> dict[str, Found]:
+def on_ranks(rank: int, splits: dict[str, Split], device: str = "cpu") -> dict[str, Found]:
     """What a rank finds for each split of the batch."""
     if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
         importlib.import_module("triton_interpreter").repair()
@@ -120,8 +120,9 @@ def on_ranks(rank: int, splits: dict[str, Split], more: dict[str, Any]) -> dict[
     for name, split in splits.items():
         upstream = upstream_of(split)
         upstream = None if upstream is None else upstream.split(split.rows)[rank]
-        own = share(split, whole(split), rank)
-        found[name] = evaluate(split, own, upstream, **{"process_group": "world", **more})
+        own = {key: x.to(device) for key, x in share(split, whole(split), rank).items()}
+        results = evaluate(split, own, upstream, process_group="world")
+        found[name] = {key: x.cpu() for key, x in results.items()}
     return found
 
 
@@ -154,3 +155,20 @@ def exact(split: Split) -> Found:
 def error(found: Tensor, expected: Tensor) -> float:
     """Root-mean-square error over the root mean square of what is expected."""
     return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+def gathered(rank: int, device: str, dtype: torch.dtype) -> Found:
+    """The gather alone, which a group of one rank needs for no loss; and its gradient."""
+    ranks = distributed.ranks_of("world")
+    tensors = [
+        torch.arange(6.0 * (rank + 1), device=device).view(-1, 3).to(dtype).requires_grad_()
+        for _ in range(2)
+    ]
+    rows = len(tensors[0])
+    shares = distributed.agree(ranks, "info_nce", rows, rows, tensors, {}, weight=0.5)
+    found = collectives.gather(shares, tensors, wide=True)
+    (found[0].sum() + (found[1] * (rank + 1)).sum()).backward()
+    results = dict(zip(("first", "second"), found, strict=True))
+    results |= {"of_first": tensors[0].grad, "of_second": tensors[1].grad}
+    total = collectives.sum_of_ranks(ranks, found[0].sum(), share=1.0)
+    return {**{k: x.detach().cpu() for k, x in results.items()}, "total": total.detach().cpu()}

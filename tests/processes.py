@@ -28,12 +28,17 @@ def run(
     *arguments: Any,
     timeout: float = PATIENCE,
     patience: float = 2 * PATIENCE,
+    backend: str = "gloo",
 ) -> list[Any]:
     """work(rank, *arguments) in a process for each rank; what each returned, or `Lost`."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
+    # Children of a server that has imported what takes seconds, and has started no thread.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "simcse_fast.losses.sentence_transformers"])
     processes = [
-        context.Process(target=_enter, args=(rank, world, work, folder, timeout, arguments))
+        context.Process(
+            target=_enter, args=(rank, world, work, folder, timeout, backend, arguments)
+        )
         for rank in range(world)
     ]
     for process in processes:
@@ -56,12 +61,20 @@ def run(
 
 
 def _enter(
-    rank: int, world: int, work: Callable, folder: Path, timeout: float, arguments: tuple
+    rank: int,
+    world: int,
+    work: Callable,
+    folder: Path,
+    timeout: float,
+    backend: str,
+    arguments: tuple,
 ) -> None:
     torch.set_num_threads(1)
+    if backend != "gloo":
+        torch.cuda.set_device(rank)
     try:
         distributed.init_process_group(
-            "gloo",
+            backend,
             init_method=f"file://{folder / 'meeting'}",
             rank=rank,
             world_size=world,

@@ -97,7 +97,7 @@ def found(tmp_path_factory):
     """World size -> what its ranks found; started once for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
     return {
-        world: processes.run(world, cases.on_ranks, folder / str(world), splits, {})
+        world: processes.run(world, cases.on_ranks, folder / str(world), splits)
         for world, splits in WORLDS.items()
     }
 
@@ -115,3 +115,45 @@ def test_all_ranks_together_are_one_process(found, world, name):
     slack = 4 * torch.finfo(torch.float32).eps
     for key, error in errors.items():  # in 16 bits: no worse than plain torch in one process
         assert error <= cases.error(eager[key].double(), exact[key]) + slack, (key, errors)
+
+
+GPUS = torch.cuda.device_count() if torch.distributed.is_nccl_available() else 0
+NCCL = [
+    pytest.param(
+        *(world, "cuda", "nccl"),
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(world > GPUS, reason=f"needs {world} GPUs and NCCL, has {GPUS}"),
+        ],
+        id=f"{world}-nccl",
+    )
+    for world in (1, 2)
+]
+GLOO = [pytest.param(world, "cpu", "gloo", id=f"{world}-gloo") for world in (1, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("world", "device", "backend"), GLOO + NCCL)
+def test_the_gather_and_its_gradient(tmp_path, world, device, backend, dtype):
+    ranks = processes.run(world, cases.gathered, tmp_path, device, dtype, backend=backend)
+    rows = [torch.arange(6.0 * (rank + 1)).view(-1, 3) for rank in range(world)]
+    for rank, one in enumerate(ranks):
+        for name in ("first", "second"):
+            assert torch.equal(one[name], torch.cat(rows))  # fp32, also from bf16
+        assert torch.equal(one["of_first"], torch.full_like(rows[rank], world).to(dtype))
+        weights = world * (world + 1) / 2
+        assert torch.equal(one["of_second"], torch.full_like(rows[rank], weights).to(dtype))
+        assert one["total"] == world * torch.cat(rows).sum()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(GPUS < 2, reason=f"needs 2 GPUs and NCCL, has {GPUS}")
+def test_all_gpus_together_are_one_process(tmp_path):
+    names = ("uneven-float32", "no-rows-on-the-last-float32", "everything-float32")
+    names += ("symmetric-everything-float32", "symmetric-everything-bfloat16")
+    splits = {name: WORLDS[2][name] for name in names}
+    ranks = processes.run(2, cases.on_ranks, tmp_path, splits, "cuda", backend="nccl")
+    for name, split in splits.items():
+        ours, exact = cases.joined(split, [one[name] for one in ranks]), cases.exact(split)
+        errors = {key: cases.error(ours[key], exact[key]) for key in exact}
+        assert max(errors.values()) < (1e-6 if split.dtype == torch.float32 else 1e-2), errors

@@ -114,6 +114,9 @@ class ClipLoss(nn.Module):
         per_text = logit_scale * text_features @ images.T if self.local_loss else per_image.T
         if logit_bias is None:
             return per_image, per_text
+        # The original adds in place, there to two views of one matrix, and so twice.
+        twice = self.world_size > 1 and not self.local_loss
+        logit_bias = 2 * logit_bias if twice else logit_bias
         return per_image + logit_bias, per_text + logit_bias
 
     def _gathered(self, image_features: Tensor, text_features: Tensor) -> list[Tensor]:
