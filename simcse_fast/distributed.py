@@ -11,7 +11,7 @@ import re
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import distributed as dist
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+Function = TypeVar("Function", bound="Callable[..., Any]")
 LOSSES = ("info_nce", "MultipleNegativesRankingLoss", "ClipLoss", "NTXentLoss")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPTIONS = 8  # of a loss, at most, that the ranks must agree on
@@ -60,6 +61,15 @@ class Shares:
     def mean_factor(self) -> float:
         """Of the sum of a rank's losses, so that the mean over the ranks is that of all rows."""
         return self.ranks.size / self.weight if self.weight else math.nan
+
+
+def outside_graphs(function: Function) -> Function:
+    """Have compilers leave a function to Python: what it does depends on the other ranks.
+
+    What torch.compiler.disable says, without the import of the whole compiler.
+    """
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001
+    return function
 
 
 def ranks_of(process_group: Any) -> Ranks:

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from simcse_fast import InfoNCELoss, info_nce
+from simcse_fast import InfoNCELoss, info_nce, losses
 
 
 def rows(count: int, width: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -139,9 +139,23 @@ def compiled(rank: int) -> dict[str, Any]:
     for name, function in {"eager": step, "compiled": torch.compile(step, backend="eager")}.items():
         loss = function(query, key)
         found[name] = [loss.detach(), *torch.autograd.grad(loss, [query, key])]
+    for name, loss in drop_ins(rank).items():
+        eager, graph = loss(query, key), torch.compile(loss, backend="eager")(query, key)
+        pair = [[x.detach(), *torch.autograd.grad(x, [query, key])] for x in (eager, graph)]
+        found[name] = all(map(torch.equal, *pair))
     torch.compiler.reset()  # or the code compiled above is taken
     whole = torch.compile(step, backend="eager", fullgraph=True)
     return {**found, "whole": raised(lambda: whole(query, key))}
+
+
+def drop_ins(rank: int) -> dict[str, Any]:
+    clip = losses.ClipLoss(rank=rank, world_size=distributed.get_world_size())
+    ranking = losses.MultipleNegativesRankingLoss(None, gather_across_devices=True)
+    return {
+        "clip": lambda image, text: clip(image, text, 2.0),
+        "views": losses.NTXentLoss(gather_distributed=True),
+        "ranking": lambda left, right: ranking.compute_loss_from_embeddings([left, right], None),
+    }
 
 
 PATIENCE = 2.0  # seconds, of a group that waits for a rank that is late

@@ -147,7 +147,7 @@ ERRORS = {
     "clip-rank": (REFUSED, "ValueError: rank: expected 1, as in the default group of"),
     "clip-scale": (REFUSED, "ValueError: logit_scale: expected > 0, got -1.0"),
     "views": (REFUSED, "ValueError: out1: expected the shape of out0"),
-    "unfit": ("ValueError: fused: expected the same on all ranks of process_group, got",) * 2,
+    "unfit": ("ValueError: embeddings of one shape and type: expected the same on all ranks",) * 2,
     "columns": ("ValueError: len(embeddings): expected the same on all ranks",) * 2,
 }
 

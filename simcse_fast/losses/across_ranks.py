@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from simcse_fast.distributed import Ranks, Shares
 
 
+@distributed.outside_graphs
 def over_ranks(
     ranks: Ranks,
     query: Tensor,  # (M, D)
@@ -113,8 +114,3 @@ def rows_against(
     scale = options["temperature"]
     scale = scale if isinstance(scale, Tensor) else None
     return collectives.nothing(shape, query, keys, hard_negatives, scale)
-
-
-# Compilers leave this function to Python, as torch.compiler.disable would say, without the import
-# of the whole compiler: sizes of the batch are read from other ranks.
-over_ranks._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001

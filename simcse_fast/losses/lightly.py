@@ -95,6 +95,7 @@ class NTXentLoss(nn.Module):
         labels = torch.cat([own + images, own])
         return self._info_nce(both, both, labels=labels, query_ids=ids, key_ids=ids)
 
+    @distributed.outside_graphs
     def _of_all_processes(self, out0: Tensor, out1: Tensor) -> Tensor:
         ranks = distributed.ranks_of("world")
         with distributed.announced(ranks):

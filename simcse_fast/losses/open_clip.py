@@ -119,6 +119,7 @@ class ClipLoss(nn.Module):
         logit_bias = 2 * logit_bias if twice else logit_bias
         return per_image + logit_bias, per_text + logit_bias
 
+    @distributed.outside_graphs
     def _gathered(self, image_features: Tensor, text_features: Tensor) -> list[Tensor]:
         """The features of all processes, with the gradients that the original gives them."""
         own = [image_features, text_features]
@@ -182,6 +183,7 @@ class ClipLoss(nn.Module):
             loss = loss + (0 * logit_bias.sum()).to(loss)
         return {"contrastive_loss": loss} if output_dict else loss
 
+    @distributed.outside_graphs
     def _of_all_ranks(
         self,
         image_features: Tensor,

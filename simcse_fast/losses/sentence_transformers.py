@@ -156,6 +156,7 @@ class _Batch:
         )
 
 
+@distributed.outside_graphs
 def _batch_of_ranks(embeddings: list[Tensor], with_queries: bool) -> _Batch:
     """The own rows, and the columns of all ranks; as sentence-transformers' gathering gives it."""
     gathered = embeddings if with_queries else embeddings[1:]
@@ -169,16 +170,14 @@ def _batch_of_ranks(embeddings: list[Tensor], with_queries: bool) -> _Batch:
     return _Batch(tensors, 1, 3, 2, period, labels, shares.mean_factor)
 
 
-# Compilers leave this function to Python, as torch.compiler.disable would say.
-_batch_of_ranks._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001
-
-
+@distributed.outside_graphs
 def _share(embeddings: list[Tensor], gathered: list[Tensor], *, fused: bool) -> Shares:
     ranks = distributed.ranks_of("world")
     with distributed.announced(ranks):
         distributed.check_device(ranks, "embeddings", embeddings[0])
     rows, loss = len(embeddings[0]), "MultipleNegativesRankingLoss"
-    agreed = {"fused": fused, "len(embeddings)": len(embeddings), "gathered": len(gathered)}
+    agreed = {"embeddings of one shape and type": fused, "len(embeddings)": len(embeddings)}
+    agreed["directions that compare with queries"] = len(gathered) == len(embeddings)
     return distributed.agree(ranks, loss, rows, rows, gathered, agreed)
 
 
