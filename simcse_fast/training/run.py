@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
-from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -28,6 +27,11 @@ from simcse_fast.training.texts import read_scored_pairs
 from simcse_fast.training.tokens import token_data
 from simcse_fast.training.train import TrainingResult
 from simcse_fast.training.trainer import Run, SimCSETrainer
+
+try:
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+except ModuleNotFoundError:  # sentence-transformers < 5.4
+    from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

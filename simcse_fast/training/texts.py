@@ -75,6 +75,10 @@ def read_columns(source: object, argument: str) -> list[Texts]:
     """
     table = read_table(source, argument)
     if isinstance(table, Texts):
+        if argument != "unsupervised":
+            raise InputError(
+                f"{argument}: {label(source)} holds one column of text; expected 2 or 3"
+            )
         columns = [table]
     else:
         names = choose(table, argument)
@@ -224,14 +228,16 @@ def table_of(source: Any, argument: str) -> pa.Table:
             raise InputError(f"{argument}: columns must have one length; found {told}")
         return pa.table({name: list(column) for name, column in source.items()})
     rows = [tuple(row) for row in source]
-    widths = {len(row) for row in rows} or {WIDTHS[argument][0]}
+    if not rows:
+        raise InputError(f"{argument}: {label(source)} is empty; expected at least two rows")
+    widths = {len(row) for row in rows}
     if len(widths) > 1 or not widths <= set(WIDTHS[argument]):
         wrong = next(n for n, row in enumerate(rows) if len(row) != len(rows[0]) or len(widths) < 2)  # noqa: PLR2004 - widths differ
         numbers = " or ".join(map(str, WIDTHS[argument]))
         raise InputError(
             f"{argument}: row {wrong} has {len(rows[wrong])} texts; expected {numbers} in each row"
         )
-    columns = zip(*rows, strict=True) if rows else [()] * WIDTHS[argument][0]
+    columns = zip(*rows, strict=True)
     return pa.table({str(n): list(column) for n, column in enumerate(columns)})
 
 

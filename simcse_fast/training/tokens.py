@@ -90,12 +90,14 @@ def token_data(source: object, argument: str, encoder: TextEncoder, cache: Path)
     Raises:
         InputError: the source cannot be used, or changes while it is read.
     """
+    of_file = is_file(source)
     fingerprint, columns = fingerprint_of(source, argument, encoder)
     folder = cache / f"tokens-{fingerprint[:16]}"
     note, _ = note_of(folder) if folder.is_dir() else (None, "")
     if note is None or note.get("fingerprint") != fingerprint:
         columns = columns or read_columns(source, argument)
-        if is_file(source) and fingerprint_of(source, argument, encoder)[0] != fingerprint:
+        still = not of_file or is_file(source)
+        if not still or (of_file and fingerprint_of(source, argument, encoder)[0] != fingerprint):
             raise InputError(f"{argument}: {label(source)} changed while it was read; try again")
         note = {"fingerprint": fingerprint, "dtype": encoder.dtype.name}
         with writing(folder, note) as staging:
