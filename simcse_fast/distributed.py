@@ -157,6 +157,7 @@ def agree(
     options: Mapping[str, bool | int],
     *,
     weight: float | None = None,
+    name: str = "key",
 ) -> Shares:
     """Tell the others what this rank brings, and learn what they bring.
 
@@ -168,6 +169,7 @@ def agree(
         gathered: these tensors; a rank takes part in their gradient if any rank wants it.
         options: what must be the same on all ranks, under the names of the arguments.
         weight: of this rank's rows together; None for their number.
+        name: what the caller calls the gathered tensors.
 
     Raises:
         ValueError: the ranks do not fit together, one refused its arguments, or none has a row.
@@ -175,7 +177,7 @@ def agree(
     """
     grad, (_, width) = torch.is_grad_enabled(), gathered[0].shape
     same: dict[str, Any] = {**options, "torch.is_grad_enabled()": grad}
-    same |= {"key.shape[1]": width, "key.dtype": gathered[0].dtype}
+    same |= {f"{name}.shape[1]": width, f"{name}.dtype": gathered[0].dtype}
     wanted = sum(1 << t for t, x in enumerate(gathered) if grad and x.requires_grad)
     bits = struct.unpack("<q", struct.pack("<d", rows if weight is None else weight))[0]
     codes = [DTYPES.index(x) if isinstance(x, torch.dtype) else int(x) for x in same.values()]
@@ -212,8 +214,7 @@ def _check_table(ranks: Ranks, table: list[list[int]], options: Mapping[str, Any
         _check_same(ranks, name, [decode(code) for code in codes])
     if not any(line[2] for line in table):
         raise ValueError(
-            "query: expected at least one row on some rank, got none on all "
-            f"{ranks.size} ranks of process_group."
+            f"process_group: expected at least one row on some rank, got none on all {ranks.size}."
         )
 
 

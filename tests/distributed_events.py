@@ -104,28 +104,48 @@ def in_a_subgroup(rank: int) -> dict[str, Any]:
     return found
 
 
-SPLIT = (7, 2, 4)
+SPLITS = (7, 2, 4), (9, 0, 4)
 
 
-def data_parallel(rank: int) -> dict[str, torch.Tensor]:
-    """Gradients that DDP averages, of a layer and a learned temperature, for an uneven split."""
-    model = encoder()
-    left, right = (x.split(SPLIT)[rank] for x in inputs())
-    parallel = DistributedDataParallel(model)
-    query, key = parallel(torch.cat([left, right])).split(len(left))
-    loss = InfoNCELoss(process_group="world", symmetric=True)(query, key)
-    loss.backward()
-    return {name: x.grad for name, x in model.named_parameters()}
+class Step(torch.nn.Module):
+    """An encoder and a learned temperature, from inputs to the loss."""
 
+    def __init__(self, process_group: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = torch.nn.Linear(5, 4).double()
+        self.loss = InfoNCELoss(learnable=True, symmetric=True, process_group=process_group)
+        self.loss.double()
 
-def encoder() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return torch.nn.Linear(5, 4).double()
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        query, key = self.encoder(torch.cat([left, right])).tensor_split(2)
+        return self.loss(query, key)
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    left = torch.randn(sum(SPLIT), 5, generator=torch.Generator().manual_seed(1)).double()
+    left = torch.randn(13, 5, generator=torch.Generator().manual_seed(1)).double()
     return left, left + 0.3 * left.flip(0)
+
+
+def data_parallel(rank: int) -> list[dict[str, torch.Tensor]]:
+    """Gradients that DDP averages for uneven splits; one rank has no rows in the second."""
+    found = []
+    for split in SPLITS:
+        step = Step("world")
+        own = [x.split(split)[rank] for x in inputs()]
+        parallel = DistributedDataParallel(step)  # by name, since it must outlive the backward
+        parallel(*own).backward()
+        found.append({name: x.grad for name, x in step.named_parameters()})
+    return found
+
+
+def repeated(rank: int) -> list[list[torch.Tensor]]:
+    query, key = rows(90 + rank, 40), rows(90 + rank, 40)
+    found = []
+    for _ in range(4):
+        loss = info_nce(query, key, symmetric=True, process_group="world")
+        found.append([loss.detach(), *torch.autograd.grad(loss, [query, key])])
+    return found
 
 
 def compiled(rank: int) -> dict[str, Any]:
@@ -200,4 +220,4 @@ def killed_before_its_gradients(rank: int) -> dict[str, Any]:
 def together(rank: int) -> dict[str, Any]:
     """All that three ranks do without losing one of them."""
     scenes = (mismatches, own_gradient_unwanted, second_derivative, in_a_subgroup)
-    return {scene.__name__: scene(rank) for scene in (*scenes, data_parallel, compiled)}
+    return {scene.__name__: scene(rank) for scene in (*scenes, data_parallel, repeated, compiled)}

@@ -176,4 +176,5 @@ def _check_views(out0: Tensor, out1: Tensor) -> None:
 
 def _share(gathered: list[Tensor], *, bank: bool) -> Shares:
     rows, ranks = len(gathered[0]), distributed.ranks_of("world")
-    return distributed.agree(ranks, "NTXentLoss", rows, rows, gathered, {"memory bank": bank})
+    options = {"memory_bank_size > 0": bank}
+    return distributed.agree(ranks, "NTXentLoss", rows, rows, gathered, options, name="out0")

@@ -125,7 +125,7 @@ class ClipLoss(nn.Module):
         own = [image_features, text_features]
         sent = own if self.gather_with_grad else [x.detach() for x in own]
         ranks, rows = self._ranks(image_features), len(image_features)
-        shares = distributed.agree(ranks, "ClipLoss", rows, rows, sent, {})
+        shares = distributed.agree(ranks, "ClipLoss", rows, rows, sent, {}, name="image_features")
         everything = collectives.gather(shares, sent)
         if self.gather_with_grad or self.local_loss:
             return everything

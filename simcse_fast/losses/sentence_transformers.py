@@ -178,7 +178,7 @@ def _share(embeddings: list[Tensor], gathered: list[Tensor], *, fused: bool) -> 
     rows, loss = len(embeddings[0]), "MultipleNegativesRankingLoss"
     agreed = {"embeddings of one shape and type": fused, "len(embeddings)": len(embeddings)}
     agreed["directions that compare with queries"] = len(gathered) == len(embeddings)
-    return distributed.agree(ranks, loss, rows, rows, gathered, agreed)
+    return distributed.agree(ranks, loss, rows, rows, gathered, agreed, name="embeddings")
 
 
 def _why_unfit(embeddings: list[Tensor]) -> str:
