@@ -128,7 +128,7 @@ class _Fused(nn.Module):
         return float(self.hardness_strength * others), float(self.hardness_strength * own)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
     """Own anchors, and the columns that they are compared with."""
 
@@ -142,13 +142,17 @@ class _Batch:
 
     def softmax(self, blocks: tuple[Block, ...], scale: float, normalize: bool) -> Tensor:
         """The loss over the columns of some blocks; tensors that none of them uses are spared."""
-        used = list(dict.fromkeys(number for b in blocks for number in (b.anchor, b.key)))
+        used = list(dict.fromkeys([number for b in blocks for number in (b.anchor, b.key)]))
         tensors = [self.tensors[number] for number in used]
         if self.labels is not None and not len(self.labels):
             return collectives.nothing((), *tensors)
+        if used != list(range(len(used))):
+            blocks = tuple(
+                replace(b, anchor=used.index(b.anchor), key=used.index(b.key)) for b in blocks
+            )
         return block_softmax(
             tensors,
-            tuple(replace(b, anchor=used.index(b.anchor), key=used.index(b.key)) for b in blocks),
+            blocks,
             scale=scale,
             normalize=normalize,
             labels=self.labels,
