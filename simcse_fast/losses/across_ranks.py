@@ -53,27 +53,19 @@ def over_ranks(
             arguments.check_finite(query=query, key=key, hard_negatives=hard_negatives)
     columns = [key, query] if symmetric else [key]
     columns = [x.detach() for x in columns] if constant else columns
-    agreed = {
-        "symmetric": symmetric,
-        "query_ids is not None": query_ids is not None,
-        "temperature.requires_grad": isinstance(temperature, Tensor) and temperature.requires_grad,
-    }
+    same = {"symmetric": symmetric, "query_ids is not None": query_ids is not None}
+    same["temperature.requires_grad"] = getattr(temperature, "requires_grad", False)
     total = None if weight is None else float(weight.sum(dtype=torch.float64))
-    shares = distributed.agree(
-        *(ranks, "info_nce", len(query), len(key), columns), agreed, weight=total
-    )
+    sizes = len(query), len(key)
+    shares = distributed.agree(ranks, "info_nce", *sizes, columns, same, weight=total)
     keys, *queries = collectives.gather(shares, columns, wide=wide)
-    ids = _ids(shares, query_ids, key_ids, symmetric)
+    own_ids, other_ids = _ids(shares, query_ids, key_ids, symmetric)
     factor = (shares.mean_factor if reduction == "mean" else 1.0) / len(columns)
-    common = options | {
-        "labels": labels + shares.before,
-        "temperature": temperature,
-        "weight": _weights(weight, factor, query),
-        "reduction": "none" if reduction == "none" else "sum",
-        "backend": backend,
-    }
-    loss = rows_against(query, keys, hard_negatives=hard_negatives, **ids[0], **common)
-    return loss + rows_against(key, queries[0], **ids[1], **common) if symmetric else loss
+    options |= {"temperature": temperature, "backend": backend, "labels": labels + shares.before}
+    options["weight"] = _weights(weight, factor, query)
+    options["reduction"] = "none" if reduction == "none" else "sum"
+    loss = rows_against(query, keys, hard_negatives=hard_negatives, **own_ids, **options)
+    return loss + rows_against(key, queries[0], **other_ids, **options) if symmetric else loss
 
 
 def _ids(
