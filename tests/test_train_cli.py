@@ -104,6 +104,9 @@ def test_summary_for_people(given, tmp_path, capsys):
         pytest.param(
             ["--unsupervised", "TEXT", "--fp16", "--bf16"], "bf16 or fp16", id="precision"
         ),
+        pytest.param(
+            ["--unsupervised", "TEXT", "--report-to", "x"], "report_to: x is not", id="report"
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exits_2(given, tmp_path, capsys, arguments, message):

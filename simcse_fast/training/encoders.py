@@ -9,27 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import (
+    Normalize,
+    Pooling,
+    StaticEmbedding,
+    WeightedLayerPooling,
+)
 from sentence_transformers.util import is_sentence_transformer_model
 
 from simcse_fast.errors import InputError
-
-try:
-    from sentence_transformers.base.modules import Dense, Transformer
-    from sentence_transformers.sentence_transformer.modules import (
-        Normalize,
-        Pooling,
-        StaticEmbedding,
-        WeightedLayerPooling,
-    )
-except ModuleNotFoundError:  # sentence-transformers < 5.4
-    from sentence_transformers.models import (
-        Dense,
-        Normalize,
-        Pooling,
-        StaticEmbedding,
-        Transformer,
-        WeightedLayerPooling,
-    )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from simcse_fast.errors import InputError
@@ -27,11 +29,6 @@ from simcse_fast.training.texts import read_scored_pairs
 from simcse_fast.training.tokens import token_data
 from simcse_fast.training.train import TrainingResult
 from simcse_fast.training.trainer import Run, SimCSETrainer
-
-try:
-    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-except ModuleNotFoundError:  # sentence-transformers < 5.4
-    from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,7 +94,7 @@ def run(
             supervised=argument == "triplets",
             device=places.device,
         )
-        with arguments.main_process_first(desc="tokenizing"):
+        with arguments.main_process_first(local=False, desc="tokenizing"):  # for all machines
             say("reading the text")
             data = token_data(
                 source, argument, text_encoder(encoder, options, argument), places.cache
@@ -146,7 +143,17 @@ def training_arguments(options: Options, places: Places) -> SentenceTransformerT
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
     arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001 - one process trains on one device
+    check_reports(arguments.report_to)
     return arguments
+
+
+def check_reports(names: list[str]) -> None:
+    """Refuse reports that cannot be made before anything takes time."""
+    try:
+        for callback in get_reporting_integration_callbacks(names):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"report_to: {' '.join(str(error).split())}") from error
 
 
 def evaluator_of(source: Any) -> EmbeddingSimilarityEvaluator | None:
@@ -216,17 +223,8 @@ def carry_out(
         decisive(plan, evaluator, arguments.world_size),
         plan.options.keep_checkpoints,
     )
-    start = checkpoints.newest() if places.resume else None
-    if not places.resume:
-        checkpoints.refuse_others()
-    notes = list(checkpoints.told)
-    if places.resume:
-        notes.append(
-            f"resumed from {start}"
-            if start
-            else f"no whole checkpoint in {places.output}: starting from the beginning"
-        )
-    notes += plan.data.report.sentences()
+    start = where_to_start(checkpoints, resume=places.resume)
+    notes = [*checkpoints.told, *plan.data.report.sentences()]
     for note in notes:
         say(note)
     with stop_on_signals() as stop:
@@ -249,6 +247,20 @@ def carry_out(
     folder = save_final(model, places.output, trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     return TrainingResult(model, run_.history, folder, plan.data.report, steps, tuple(notes))
+
+
+def where_to_start(checkpoints: Checkpoints, *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if one was asked for and is there."""
+    if not resume:
+        checkpoints.refuse_others()
+        return None
+    start = checkpoints.newest()
+    if start is None:
+        told = f"no whole checkpoint in {checkpoints.folder}: starting from the beginning"
+    else:
+        told = f"resumed from {start}"
+    checkpoints.told.append(told)
+    return start
 
 
 @contextmanager
