@@ -172,6 +172,7 @@ def test_result_loads_without_us(given, tmp_path):
         options = {"unsupervised": given["text"], "steps": 2, "pooling": pooling}
         result = trained(given["bert"], tmp_path / str(pooling), **options)
         assert head_of(result.model) is None
+        assert "- simcse\n" in (result.folder / "README.md").read_text(encoding="utf-8")
         expected.append(result.model.encode(["t1w1 c2", "c4"]))
         folders.append(str(result.folder))
     code = f"""import sys

@@ -219,7 +219,7 @@ def test_a_real_full_disk(static, tmp_path):
 def test_signal_saves_and_says_where(run, tmp_path, monkeypatch, signal_number):
     expected = weights_hash(run("whole").model)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    stop_at(monkeypatch, 5, lambda: os.kill(os.getpid(), signal_number))
+    stop_at(monkeypatch, 5, lambda: signal.raise_signal(signal_number))
     with pytest.raises(KeyboardInterrupt, match=r"checkpoint-5 is whole, resume goes on from it"):
         run()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -231,8 +231,8 @@ def test_signal_saves_and_says_where(run, tmp_path, monkeypatch, signal_number):
 
 def test_second_signal_stops_at_once(run, monkeypatch):
     def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     stop_at(monkeypatch, 5, twice)
     with pytest.raises(KeyboardInterrupt, match=r"at once; resume goes on from .*checkpoint-4"):
@@ -241,7 +241,7 @@ def test_second_signal_stops_at_once(run, monkeypatch):
 
 def test_interrupted_command_exits_130(static, tmp_path, monkeypatch, capsys):
     text = write_lines(tmp_path / "text.txt", sentences(100))
-    stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    stop_at(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGINT))
     arguments = ["train", "--unsupervised", str(text), "--model", str(static), "--device", "cpu"]
     arguments += ["--output", str(tmp_path / "out"), "--batch-size", "20"]
     assert cli.main(arguments) == 130
@@ -275,7 +275,7 @@ def test_resumed_transformer_keeps_its_head(tmp_path, monkeypatch):
     model = save_bert(tmp_path / "bert")
     options = {"unsupervised": sentences(60), "batch_size": 20, "device": "cpu", "epochs": 2}
     whole = train(str(model), output=tmp_path / "whole", **options)
-    stop_at(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    stop_at(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         train(str(model), output=tmp_path / "out", **options)
     monkeypatch.undo()

@@ -70,7 +70,6 @@ class Plan:
     batch_size: int
     steps: int
     learning_rate: float
-    evaluation_steps: int
 
 
 def run(
@@ -203,7 +202,6 @@ def make_plan(
         batch_size=batch_size,
         steps=options.steps or max(round(recipe("epochs") * per_epoch), 1),
         learning_rate=recipe("learning_rate"),
-        evaluation_steps=options.evaluation_steps or EVALUATION_STEPS,
     )
 
 
@@ -360,6 +358,8 @@ def save_final(model: SentenceTransformer, output: Path, first: bool) -> Path:
     if head is not None:
         model.pop(list(model).index(head))
     model.eval()
+    # Without the first tag the card of a model that was loaded would be saved as it is.
+    model.model_card_data.add_tags(["generated_from_trainer", "simcse"])
     if first:
         with writing(folder) as staging:
             model.save_pretrained(str(staging))
