@@ -14,6 +14,7 @@ import torch
 
 pytest.importorskip("sentence_transformers", reason="needs the extra train")
 
+from sentence_transformers import SentenceTransformer
 from train_models import save_bert, save_static, scored_pairs, sentences, weights_hash, write_lines
 
 from simcse_fast import cli, train
@@ -227,6 +228,17 @@ def test_signal_saves_and_says_where(run, tmp_path, monkeypatch, signal_number):
     result = run(resume=True)
     assert result.notes[0] == f"resumed from {tmp_path / 'out' / 'checkpoint-5'}"
     assert weights_hash(result.model) == expected
+
+
+def test_model_of_a_stopped_run_can_be_trained_again(tmp_path, monkeypatch):
+    model = SentenceTransformer(str(save_bert(tmp_path / "bert")), device="cpu")
+    options = {"unsupervised": sentences(60), "batch_size": 20, "pooling": "cls", "device": "cpu"}
+    stop_at(monkeypatch, 2, stopped)
+    with pytest.raises(Stopped):
+        train(model, output=tmp_path / "stopped", **options)
+    monkeypatch.undo()
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
+    assert train(model, output=tmp_path / "again", **options).steps == 3
 
 
 def test_second_signal_stops_at_once(run, monkeypatch):

@@ -170,6 +170,13 @@ def head_of(model: SentenceTransformer) -> TrainingHead | None:
     return next((module for module in model if isinstance(module, TrainingHead)), None)
 
 
+def drop_head(model: SentenceTransformer) -> None:
+    """Take the head off that only training sees."""
+    head = head_of(model)
+    if head is not None:
+        model.pop(list(model).index(head))
+
+
 @contextmanager
 def without_head(model: SentenceTransformer) -> Iterator[SentenceTransformer]:
     """The model as others will use it; the head is back afterwards."""

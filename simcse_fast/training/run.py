@@ -17,7 +17,7 @@ from transformers.utils import logging
 from simcse_fast.errors import InputError
 from simcse_fast.training.batches import Collator, Order
 from simcse_fast.training.checkpoints import Checkpoints
-from simcse_fast.training.encoders import head_of, load_encoder
+from simcse_fast.training.encoders import drop_head, head_of, load_encoder
 from simcse_fast.training.history import History
 from simcse_fast.training.interrupts import TrainingInterrupted, stop_on_signals
 from simcse_fast.training.objective import Contrast, Objective
@@ -99,7 +99,10 @@ def run(
                 source, argument, text_encoder(encoder, options, argument), places.cache
             )
         plan = make_plan(encoder, data, options, argument == "triplets", arguments.world_size)
-        return carry_out(plan, arguments, evaluator, places, say)
+        try:
+            return carry_out(plan, arguments, evaluator, places, say)
+        finally:
+            drop_head(encoder.model)  # a model that was passed in may be trained again
 
 
 @contextmanager
@@ -216,6 +219,8 @@ def carry_out(
     arguments.max_steps = plan.steps
     arguments.learning_rate = plan.learning_rate
     arguments.per_device_train_batch_size = plan.batch_size // arguments.world_size
+    # A transformer's own pooler is there and not used; looking for such parameters takes time.
+    arguments.ddp_find_unused_parameters = not plan.encoder.static
     checkpoints = Checkpoints(
         places.output,
         decisive(plan, evaluator, arguments.world_size),
@@ -354,9 +359,7 @@ def weights_of(model: SentenceTransformer) -> str:
 def save_final(model: SentenceTransformer, output: Path, first: bool) -> Path:
     """The model without its training head, as sentence-transformers saves it."""
     folder = output / FINAL
-    head = head_of(model)
-    if head is not None:
-        model.pop(list(model).index(head))
+    drop_head(model)
     model.eval()
     # Without the first tag the card of a model that was loaded would be saved as it is.
     model.model_card_data.add_tags(["generated_from_trainer", "simcse"])
