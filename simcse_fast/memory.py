@@ -1,0 +1,79 @@
+"""How much memory is free, on a CPU with or without a container's limit, or on a device."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+RESIDENT = Path("/proc/self/statm")
+MEMINFO = Path("/proc/meminfo")
+# Limit and use of the container, in cgroups of version 2 and 1.
+CONTAINERS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process could still take on a device; 0 where nobody says.
+
+    Example:
+        >>> free_memory(torch.device("cpu")) >= 0
+        True
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + kept
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return _free_on_cpu() if device.type == "cpu" else 0
+
+
+def _free_on_cpu() -> int:
+    bounds = [_container_room(*files) for files in CONTAINERS]
+    return min([_available(), *(room for room in bounds if room is not None)])
+
+
+def _available() -> int:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if _has_pages() else 0
+    return int(line.split()[1]) * 1024
+
+
+def _has_pages() -> bool:
+    return "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {})
+
+
+def _container_room(limit: Path, used: Path) -> int | None:
+    try:
+        most, taken = limit.read_text().strip(), int(used.read_text())
+    except (OSError, ValueError):
+        return None
+    return max(int(most) - taken, 0) if most.isdigit() else None
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory; 0 where nobody says."""
+    try:
+        pages = int(RESIDENT.read_text().split()[1])
+    except (OSError, ValueError, IndexError):  # not Linux
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_free_pages() -> None:
+    """Give what the C library keeps of freed memory back to the system, where it can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # not glibc
+        return

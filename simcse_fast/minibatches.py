@@ -1,0 +1,274 @@
+"""A large batch cut into mini-batches: rows of like length together, padding trimmed.
+
+Columns of features hold tensors whose rows are samples, as tokenizers return them. Columns that
+differ in nothing but their rows are pooled, so that one mini-batch may hold rows of several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Features = Mapping[str, Any] | Tensor
+
+# Of the whole batch, whatever their shape: sentence-transformers reads one value from it.
+CONSTANTS = ("prompt_length",)
+# Places where the samples of a flat list of tokens begin: of nn.EmbeddingBag, which takes a batch
+# whole, and of attention without padding, which takes any of its samples.
+BAG, FLAT = "offsets", "cu_seq_lens_q"
+MATRIX = 2
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Some rows of a pool."""
+
+    rows: Tensor  # (n,) int64 on the CPU, among all rows of the pool
+    width: int  # tokens of the longest; shorter ones are padded to it
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that the encoder computes, padding included."""
+        return len(self.rows) * self.width
+
+
+class Pool:
+    """Columns of one kind, end to end.
+
+    Args:
+        columns: mappings of tensors with equal numbers of rows, or one tensor each.
+    """
+
+    def __init__(self, columns: Sequence[Features]) -> None:
+        self.columns = columns
+        self.counts = [rows_of(column) for column in columns]
+        self.lengths = torch.cat(
+            [_lengths(column, count) for column, count in zip(columns, self.counts, strict=True)]
+        )
+        self.widths = [_width(column) for column in columns]
+
+    def minibatches(self, tokens: int | None, rows: int | None) -> list[Minibatch]:
+        """All rows, longest first, in mini-batches of at most so many padded tokens and rows.
+
+        A row that is longer than `tokens` makes a mini-batch of its own.
+        """
+        if any(not cuttable(column) for column in self.columns):
+            return [Minibatch(torch.arange(len(self.lengths)), int(self.lengths.max()))]
+        order = self.lengths.argsort(descending=True, stable=True)
+        lengths = self.lengths[order].tolist()
+        most = rows or len(order)
+        found, begin = [], 0
+        while begin < len(order):
+            fit = most if tokens is None else min(most, max(1, tokens // lengths[begin]))
+            found.append(Minibatch(order[begin : begin + fit], lengths[begin]))
+            begin += fit
+        return found
+
+    def select(self, batch: Minibatch) -> Features:
+        """The features of a mini-batch, as new tensors."""
+        first = self.columns[0]
+        if not isinstance(first, Tensor) and BAG in first:
+            return dict(first)
+        if not isinstance(first, Tensor) and FLAT in first:
+            return _take_flat(first, batch.rows)
+        pieces, begin, positions = [], 0, []
+        for column, count, width in zip(self.columns, self.counts, self.widths, strict=True):
+            mine = ((batch.rows >= begin) & (batch.rows < begin + count)).nonzero()[:, 0]
+            if len(mine):
+                pieces.append(_take(column, batch.rows[mine] - begin, width, batch.width))
+                positions.append(mine)
+            begin += count
+        if len(pieces) == 1:
+            return pieces[0]
+        back = torch.cat(positions).argsort()
+        return _joined(pieces, back)
+
+
+def pools(columns: Sequence[Features], kinds: Sequence[object]) -> list[list[int]]:
+    """Numbers of the columns that may share a mini-batch: same kind, same features but for rows.
+
+    Args:
+        columns: all columns of a batch.
+        kinds: one value a column; columns of different kinds are never pooled.
+    """
+    found: list[tuple[object, list[int]]] = []
+    for number, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
+        for other, numbers in found:
+            first = columns[numbers[0]]
+            if other is kind and _alike(column, first):
+                numbers.append(number)
+                break
+        else:
+            found.append((kind, [number]))
+    return [numbers for _, numbers in found]
+
+
+def rows_of(column: Features) -> int:
+    """Samples in a column.
+
+    Raises:
+        TypeError: the column is neither a tensor nor a mapping that holds one.
+        ValueError: its tensors have different numbers of rows.
+    """
+    if isinstance(column, Tensor):
+        return len(column)
+    tensors = _tensors(column)
+    if BAG in tensors:
+        return len(tensors[BAG])
+    if FLAT in tensors:
+        return len(tensors[FLAT]) - 1
+    counts = {name: len(x) for name, x in tensors.items() if name not in CONSTANTS and x.ndim}
+    if not counts:
+        raise TypeError(
+            "columns: expected tensors, or mappings of names to tensors with one row a sample, got "
+            f"{type(column).__name__}."
+        )
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"columns: the tensors of one column differ in rows: {counts}.")
+    return next(iter(counts.values()))
+
+
+def device_of(columns: Sequence[Features]) -> torch.device:
+    """Where the tensors of a batch are."""
+    first = columns[0]
+    tensors = [first] if isinstance(first, Tensor) else list(_tensors(first).values())
+    return tensors[0].device
+
+
+def cuttable(column: Features) -> bool:
+    """Whether rows of a column can be embedded apart from the others."""
+    return isinstance(column, Tensor) or BAG not in column
+
+
+def real_tokens(column: Features) -> int:
+    """Tokens of a column without its padding."""
+    if isinstance(column, Tensor):
+        return len(column)
+    tensors = _tensors(column)
+    if "attention_mask" in tensors:
+        return int(tensors["attention_mask"].sum())
+    return tensors["input_ids"].numel() if "input_ids" in tensors else rows_of(column)
+
+
+def _tensors(column: Features) -> dict[str, Tensor]:
+    if not hasattr(column, "items"):
+        return {}
+    return {name: x for name, x in column.items() if isinstance(x, Tensor)}
+
+
+def _width(column: Features) -> int:
+    """Tokens of a padded row; 0 where rows are no sequences of tokens."""
+    tensors = {} if isinstance(column, Tensor) else _tensors(column)
+    for name in ("attention_mask", "input_ids"):
+        if name in tensors and tensors[name].ndim == MATRIX:
+            return tensors[name].shape[1]
+    return 0
+
+
+def _lengths(column: Features, rows: int) -> Tensor:
+    """(rows,) tokens up to the last that is not padding, at least one, on the CPU.
+
+    Padding on the left stays: without it, positions that a model counts from the left would move.
+    """
+    width = _width(column)
+    if not isinstance(column, Tensor) and FLAT in column:
+        return column[FLAT].diff().clamp_min(1).to("cpu", torch.int64)
+    if isinstance(column, Tensor) or "attention_mask" not in column or not width:
+        return torch.full((rows,), max(width, 1))
+    mask = column["attention_mask"]
+    places = torch.arange(1, width + 1, dtype=torch.int32, device=mask.device)
+    return ((mask != 0) * places).amax(1).clamp_min(1).to("cpu", torch.int64)
+
+
+def _alike(one: Features, other: Features) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return (
+            isinstance(one, Tensor)
+            and isinstance(other, Tensor)
+            and _kind(one, 0) == _kind(other, 0)
+        )
+    if set(one) != set(other) or BAG in one or FLAT in one:
+        return False
+    widths = _width(one), _width(other)
+    return all(_same(name, one[name], other[name], widths) for name in one)
+
+
+def _same(name: str, one: Any, other: Any, widths: tuple[int, int]) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if name in CONSTANTS:
+            return one.shape == other.shape and bool((one == other).all())
+        return _kind(one, widths[0]) == _kind(other, widths[1])
+    return type(one) is type(other) and bool(one == other)
+
+
+def _kind(x: Tensor, width: int) -> tuple[object, ...]:
+    """What two tensors must share so that their rows can stand in one."""
+    tokens = _has_tokens(x, width)
+    return x.dtype, x.device, x.ndim, tokens, x.shape[2:] if tokens else x.shape[1:]
+
+
+def _has_tokens(x: Tensor, width: int) -> bool:
+    return bool(width) and x.ndim >= MATRIX and x.shape[1] == width
+
+
+def _take(column: Features, rows: Tensor, width: int, wanted: int) -> Features:
+    """These rows of a column; of tokens as many as wanted, with padding where there are fewer."""
+    if isinstance(column, Tensor):
+        return column[rows.to(column.device)]
+    index: dict[torch.device, Tensor] = {}
+    taken = {}
+    for name, x in column.items():
+        if not isinstance(x, Tensor) or name in CONSTANTS or not x.ndim:
+            taken[name] = x
+            continue
+        here = index.setdefault(x.device, rows.to(x.device))
+        if not _has_tokens(x, width):
+            taken[name] = x.index_select(0, here)
+            continue
+        piece = x[:, :wanted].index_select(0, here)
+        missing = wanted - piece.shape[1]
+        taken[name] = F.pad(piece, (0, 0) * (x.ndim - 2) + (0, missing)) if missing > 0 else piece
+    return taken
+
+
+def _take_flat(column: Mapping[str, Any], rows: Tensor) -> Features:
+    """These samples of a flat list of tokens, end to end."""
+    begins = column[FLAT].to("cpu", torch.int64)
+    lengths = begins.diff()[rows]
+    ends = F.pad(lengths.cumsum(0), (1, 0))
+    places = torch.arange(int(ends[-1])) + (begins[rows] - ends[:-1]).repeat_interleave(lengths)
+    taken = {}
+    for name, x in column.items():
+        if name.startswith("cu_seq_lens"):
+            taken[name] = ends.to(x.device, x.dtype)
+        elif name.startswith("max_length"):
+            taken[name] = int(lengths.max())
+        elif name == "seq_idx":
+            number = torch.arange(len(rows)).repeat_interleave(lengths)
+            taken[name] = number.to(x.device, x.dtype).expand(*x.shape[:-1], -1)
+        elif isinstance(x, Tensor) and x.ndim and x.shape[-1] == int(begins[-1]):
+            taken[name] = x.index_select(-1, places.to(x.device))
+        else:
+            taken[name] = x
+    return taken
+
+
+def _joined(pieces: list[Features], order: Tensor) -> Features:
+    first = pieces[0]
+    if isinstance(first, Tensor):
+        return torch.cat(pieces)[order.to(first.device)]  # type: ignore[arg-type]
+    joined = {}
+    for name, x in first.items():
+        if not isinstance(x, Tensor) or name in CONSTANTS or not x.ndim:
+            joined[name] = x
+        else:
+            together = torch.cat([piece[name] for piece in pieces])
+            joined[name] = together.index_select(0, order.to(x.device))
+    return joined

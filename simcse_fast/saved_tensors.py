@@ -1,0 +1,126 @@
+"""What a graph holds for its backward pass: counted, and on a CPU put in memory of its own.
+
+A graph that is kept while other mini-batches run would leave the heap full of holes, in which the
+next graph does not fit: the process grows far beyond what it holds, and every step pays for fresh
+pages. So the tensors that a graph saves are copied end to end into slabs, which are used again.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from simcse_fast.memory import resident_memory, return_free_pages
+
+SLAB = 64 << 20
+ALIGNED = 64
+SMALL = 1 << 20  # a slab with less room than this is full
+
+
+class Slabs:
+    """Memory that is used again from batch to batch."""
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+        self.total = 0
+        self.level = resident_memory()  # what the process held beside them when it was last tidy
+
+    def take(self, least: int) -> Tensor:
+        """A slab with room for so many bytes."""
+        for number, slab in enumerate(self.free):
+            if slab.numel() >= least:
+                return self.free.pop(number)
+        size = max(SLAB, least)
+        self.total += size
+        memory = mmap.mmap(-1, size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # a fault for 2 MiB instead of 4 KiB
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8)
+
+    def tidy(self, holes: int) -> None:
+        """Return freed memory to the system once the process has grown by more than `holes`.
+
+        The small nodes of a kept graph stay among the large tensors that were freed around them,
+        and the C library can rarely use what is left between.
+        """
+        if resident_memory() - self.total - self.level > holes:
+            return_free_pages()
+            self.level = resident_memory() - self.total
+
+
+class Shelf:
+    """The slabs that one batch uses."""
+
+    def __init__(self, slabs: Slabs) -> None:
+        self.slabs = slabs
+        self.used: list[Tensor] = []
+        self.open: list[tuple[Tensor, int]] = []  # slabs with room, and where it begins
+
+    def place(self, size: int) -> Tensor:
+        """Memory of so many bytes."""
+        size = -(-size // ALIGNED) * ALIGNED
+        for number, (slab, begin) in enumerate(self.open):
+            if begin + size <= slab.numel():
+                del self.open[number]
+                return self._cut(slab, begin, size)
+        slab = self.slabs.take(size)
+        self.used.append(slab)
+        return self._cut(slab, 0, size)
+
+    def _cut(self, slab: Tensor, begin: int, size: int) -> Tensor:
+        if slab.numel() - begin - size >= SMALL:
+            self.open.append((slab, begin + size))
+        return slab[begin : begin + size]
+
+    def clear(self) -> None:
+        """Give the slabs back; nothing placed in them may be read any more."""
+        self.slabs.free += self.used
+        self.used, self.open = [], []
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that a graph built inside holds, parameters aside, in `total`.
+
+    Args:
+        shelf: where what is saved is copied to; None leaves it where it is.
+    """
+
+    def __init__(self, shelf: Shelf | None) -> None:
+        super().__init__(self._pack, _unpack)
+        self.shelf = shelf
+        self.total = 0
+        # By storage, as long as it lives: its copy, and the version that was copied.
+        self._copies: dict[StorageWeakRef, tuple[Tensor | None, int]] = {}
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def _pack(self, x: Tensor) -> object:
+        root = x if x._base is None else x._base  # noqa: SLF001 - the parameter behind a view
+        if (root.is_leaf and root.requires_grad) or x.layout != torch.strided:
+            return x
+        storage = x.untyped_storage()
+        name, size = StorageWeakRef(storage), storage.nbytes()
+        copy, version = self._copies.get(name, (None, -1))
+        if version != x._version and size:  # noqa: SLF001 - changed in place since
+            self.total += size
+            if self.shelf is not None:
+                copy = self.shelf.place(size)[:size]
+                copy.copy_(torch.empty(0, dtype=torch.uint8).set_(storage))
+            self._copies[name] = copy, x._version  # noqa: SLF001
+        if copy is None:
+            return x
+        return copy, x.dtype, x.shape, x.stride(), x.storage_offset()
+
+
+def _unpack(packed: object) -> Tensor:
+    if isinstance(packed, Tensor):
+        return packed
+    copy, dtype, shape, strides, offset = packed  # type: ignore[misc]
+    typed: Tensor = copy.view(dtype)  # type: ignore[has-type]
+    return typed.as_strided(shape, strides, typed.storage_offset() + offset)  # type: ignore[has-type]
