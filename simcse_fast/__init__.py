@@ -8,29 +8,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from simcse_fast.backend import backends, set_workspace_limit
     from simcse_fast.errors import BackendUnavailableError
+    from simcse_fast.gradient_cache import GradientCache
     from simcse_fast.information import InformationTable, information_gain
     from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
+    from simcse_fast.training import train
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BackendUnavailableError": "errors",
+    "GradientCache": "gradient_cache",
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
     "backends": "backend",
     "info_nce": "losses.info_nce",
     "information_gain": "information",
     "set_workspace_limit": "backend",
+    "train": "training",
 }
 
 __all__ = [
     "BackendUnavailableError",
+    "GradientCache",
     "InfoNCELoss",
     "InformationTable",
     "backends",
     "info_nce",
     "information_gain",
     "set_workspace_limit",
+    "train",
 ]
 
 
