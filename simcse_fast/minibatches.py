@@ -52,7 +52,7 @@ class Pool:
         self.lengths = torch.cat(
             [_lengths(column, count) for column, count in zip(columns, self.counts, strict=True)]
         )
-        self.widths = [_width(column) for column in columns]
+        self.widths = [width_of(column) for column in columns]
 
     def minibatches(self, tokens: int | None, rows: int | None) -> list[Minibatch]:
         """All rows, longest first, in mini-batches of at most so many padded tokens and rows.
@@ -163,7 +163,7 @@ def _tensors(column: Features) -> dict[str, Tensor]:
     return {name: x for name, x in column.items() if isinstance(x, Tensor)}
 
 
-def _width(column: Features) -> int:
+def width_of(column: Features) -> int:
     """Tokens of a padded row; 0 where rows are no sequences of tokens."""
     tensors = {} if isinstance(column, Tensor) else _tensors(column)
     for name in ("attention_mask", "input_ids"):
@@ -177,7 +177,7 @@ def _lengths(column: Features, rows: int) -> Tensor:
 
     Padding on the left stays: without it, positions that a model counts from the left would move.
     """
-    width = _width(column)
+    width = width_of(column)
     if not isinstance(column, Tensor) and FLAT in column:
         return column[FLAT].diff().clamp_min(1).to("cpu", torch.int64)
     if isinstance(column, Tensor) or "attention_mask" not in column or not width:
@@ -196,7 +196,7 @@ def _alike(one: Features, other: Features) -> bool:
         )
     if set(one) != set(other) or BAG in one or FLAT in one:
         return False
-    widths = _width(one), _width(other)
+    widths = width_of(one), width_of(other)
     return all(_same(name, one[name], other[name], widths) for name in one)
 
 

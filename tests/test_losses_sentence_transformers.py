@@ -1,7 +1,6 @@
 """The drop-in losses against sentence-transformers' own: values, gradients, training, warnings."""
 
 import inspect
-import itertools
 import warnings
 
 import pytest
@@ -11,38 +10,23 @@ pytest.importorskip("sentence_transformers", reason="sentence-transformers is no
 
 from datasets import Dataset
 from sentence_transformers import (
-    SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
     util,
 )
 from sentence_transformers.sentence_transformer import losses as originals
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
+from sentence_transformers_cases import (
+    DIRECTIONS,
+    HARDNESS,
+    name_of,
+    sentences,
+    silent,
+    static_model,
+)
 
 from simcse_fast import losses
 
-WORDS = [f"w{number}" for number in range(60)]
-OPTIONAL = ["query_to_query", "doc_to_query", "doc_to_doc"]
-JOINT = [
-    ("query_to_doc", *some)
-    for count in range(len(OPTIONAL) + 1)
-    for some in itertools.combinations(OPTIONAL, count)
-]
-DIRECTIONS = [
-    *({"directions": directions, "partition_mode": "joint"} for directions in JOINT),
-    {"directions": ("query_to_doc",), "partition_mode": "per_direction"},
-    # The order in which a user names them, and naming one twice, change nothing.
-    {"directions": ("doc_to_query", "query_to_doc"), "partition_mode": "per_direction"},
-]
-HARDNESS = [
-    {},
-    *(
-        {"hardness_mode": mode, "hardness_strength": 3.0}
-        for mode in ("in_batch_negatives", "hard_negatives", "all_negatives")
-    ),
-]
 # Pairs, triplets, and two negatives: own hard negatives in no, one and several column blocks.
 COLUMNS = [
     pytest.param(2, id="pairs"),
@@ -60,10 +44,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def name_of(options):
-    return "-".join(str(value) for value in options.values()) or "default"
-
-
 def embeddings(columns, rows=13, width=8, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(columns, rows, width, generator=generator, dtype=torch.float64)
@@ -74,13 +54,6 @@ def embeddings(columns, rows=13, width=8, dtype=torch.float64, seed=0):
 def loss_and_gradients(loss, inputs):
     value = loss.compute_loss_from_embeddings(inputs, None)
     return [value.detach(), *torch.autograd.grad(value, inputs)]
-
-
-def silent(make, *arguments, **options):
-    """An object whose class is deprecated, or whose options make the original log a hint."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return make(*arguments, **options)
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
@@ -146,22 +119,6 @@ def test_no_worse_than_the_original_under_autocast():
         ours = errors(ours, original, torch.float32)
         theirs = errors(original, original, torch.float32)
     assert (ours <= theirs).all(), (ours, theirs)
-
-
-def static_model(dtype=torch.float32):
-    torch.manual_seed(0)
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=WORDS[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    module = StaticEmbedding(tokenizer, embedding_dim=12)
-    return SentenceTransformer(modules=[module], device="cpu").to(dtype)
-
-
-def sentences(columns, rows, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randint(len(WORDS), (columns, rows, 5), generator=generator)
-    numbers[1, :, :3] = numbers[0, :, :3]  # something to learn: a positive shares three words
-    return [[" ".join(WORDS[n] for n in row) for row in column.tolist()] for column in numbers]
 
 
 def train(loss_class, columns, options, dtype, steps=50):

@@ -6,6 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simcse_fast.losses.cached import (
+        CachedMultipleNegativesRankingLoss,
+        CachedMultipleNegativesSymmetricRankingLoss,
+    )
     from simcse_fast.losses.lightly import NTXentLoss
     from simcse_fast.losses.open_clip import ClipLoss
     from simcse_fast.losses.sentence_transformers import (
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "CachedMultipleNegativesRankingLoss": "cached",
+    "CachedMultipleNegativesSymmetricRankingLoss": "cached",
     "ClipLoss": "open_clip",
     "MultipleNegativesRankingLoss": "sentence_transformers",
     "MultipleNegativesSymmetricRankingLoss": "sentence_transformers",
@@ -21,6 +27,8 @@ _HOME = {
 }
 
 __all__ = [
+    "CachedMultipleNegativesRankingLoss",
+    "CachedMultipleNegativesSymmetricRankingLoss",
     "ClipLoss",
     "MultipleNegativesRankingLoss",
     "MultipleNegativesSymmetricRankingLoss",

@@ -58,11 +58,18 @@ class _Fused(nn.Module):
         Returns:
             0-d tensor, fp32 (fp64 for fp64 input).
         """
+        loss = self.fused(embeddings)
+        if loss is None:
+            return super().compute_loss_from_embeddings(embeddings, labels)  # type: ignore[misc, no-any-return]
+        return loss
+
+    def fused(self, embeddings: list[Tensor]) -> Tensor | None:
+        """The loss of one batch; None, with one warning, for what only the original computes."""
         normalize = _normalizes(self.similarity_fct)
         reason = "similarity_fct is neither cos_sim nor dot_score"
         if normalize is None or (reason := self._why_not_fused(embeddings)):
             self._warn(reason)
-            return super().compute_loss_from_embeddings(embeddings, labels)  # type: ignore[misc, no-any-return]
+            return None
         return self._loss(embeddings, normalize)
 
     def _why_not_fused(self, embeddings: list[Tensor]) -> str:
