@@ -51,12 +51,15 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(INSTALL) --no-deps cut-cross-entropy
 	$(BIN)/python -m benchmarks.bench_info_nce
 	$(BIN)/pytest benchmarks/bench_information.py
+	$(BIN)/python -m benchmarks.bench_training
+	$(BIN)/python -m benchmarks.bench_static
 	$(BIN)/python -m benchmarks.bench_import
 
 # A peer that cannot be installed gets a row that says so.
 bench-gpu: $(VENV)/.test ## GPU benchmarks; ARGS=--rehearse runs them on the CPU
 	for peer in $(GPU_PEERS); do $(INSTALL) --no-deps $$peer || true; done
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
+	$(BIN)/python -m benchmarks.bench_training --device cuda $(ARGS)
 
 tune-gpu: $(VENV)/.test ## time the tiles of the Triton kernels on the GPU at hand
 	$(BIN)/python -m benchmarks.tune_gpu $(ARGS)

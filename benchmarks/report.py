@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
-from benchmarks import report_gpu
+from benchmarks import report_gpu, report_training
 from benchmarks.harness import RESULTS
 
 if TYPE_CHECKING:
@@ -113,16 +113,41 @@ def plot(rows: list[dict[str, Any]], widths: list[int], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def machine(source: dict[str, Any]) -> str:
+    """Where a result was measured."""
+    if source["gpu"]:
+        return str(source["gpu"])
+    return f"{source['processor']}, {source['capability'].upper()}, {source['threads']} threads"
+
+
+def origin(source: dict[str, Any]) -> str:
+    """The command that gave a result, and with what."""
+    versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v != "not installed")
+    return f"`{source['command']}` at commit {source['commit']}; {versions}."
+
+
+def training(folder: Path, page: Path) -> list[str]:
+    """Sections on whole steps of training."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("training-*.json")):
+        result = json.loads(path.read_text())
+        picture, source = page.with_name(f"{path.stem}.svg"), result["provenance"]
+        lines += [*report_training.encoders(result, picture, machine(source)), origin(source), ""]
+    for path in sorted(folder.glob("static-*.json")):
+        result = json.loads(path.read_text())
+        source = result["provenance"]
+        lines += [*report_training.static(result, machine(source)), origin(source), ""]
+    return lines
+
+
 def section(result: dict[str, Any], picture: str) -> list[str]:
     """What docs/benchmarks.md says of one machine."""
     rows, source = result["rows"], result["provenance"]
     widths = sorted({row["width"] for row in rows if "ms" in row})
-    versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v != "not installed")
-    machine = f"{source['processor']}, {source['capability'].upper()}, {source['threads']} threads"
     lines = [
-        f"## The loss on {machine}",
+        f"## The loss on {machine(source)}",
         "",
-        f"`{source['command']}` at commit {source['commit']}; {versions}.",
+        origin(source),
         "",
         f"![time over the floor]({picture})",
         "",
@@ -157,6 +182,7 @@ def main() -> None:
     for path in sorted(set(options.results.glob("info_nce-*.json")) - set(on_cpu)):
         picture = options.page.with_name(f"{path.stem}.svg")
         lines += report_gpu.section(json.loads(path.read_text()), picture)
+    lines += training(options.results, options.page)
     options.page.write_text("\n".join(lines).rstrip() + "\n")
     print(options.page)
 
