@@ -117,7 +117,7 @@ def rows_of(column: Features) -> int:
         TypeError: the column is neither a tensor nor a mapping that holds one.
         ValueError: its tensors have different numbers of rows.
     """
-    if isinstance(column, Tensor):
+    if isinstance(column, Tensor) and column.ndim:
         return len(column)
     tensors = _tensors(column)
     if BAG in tensors:
@@ -127,7 +127,7 @@ def rows_of(column: Features) -> int:
     counts = {name: len(x) for name, x in tensors.items() if name not in CONSTANTS and x.ndim}
     if not counts:
         raise TypeError(
-            "columns: expected tensors, or mappings of names to tensors with one row a sample, got "
+            "columns: expected tensors, or mappings of names to tensors, one row a sample, got "
             f"{type(column).__name__}."
         )
     if len(set(counts.values())) > 1:
@@ -142,6 +142,33 @@ def device_of(columns: Sequence[Features]) -> torch.device:
     return tensors[0].device
 
 
+def requires_grad(column: Features) -> bool:
+    """Whether a tensor of a column waits for a gradient."""
+    tensors = [column] if isinstance(column, Tensor) else list(_tensors(column).values())
+    return any(x.requires_grad for x in tensors)
+
+
+def apart(
+    pooled: Sequence[Tensor], groups: Sequence[Sequence[int]], counts: list[int]
+) -> list[Tensor]:
+    """The embeddings of each column, from those of each pool."""
+    columns = [pooled[0]] * len(counts)
+    for whole, numbers in zip(pooled, groups, strict=True):
+        pieces = whole.split([counts[n] for n in numbers])  # type: ignore[no-untyped-call]
+        for number, piece in zip(numbers, pieces, strict=True):
+            columns[number] = piece
+    return columns
+
+
+def together(gradients: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
+    """The gradients of a pool's columns, end to end; None where no column has any."""
+    like = next((x for x in gradients if x is not None), None)
+    if like is None:
+        return None
+    pieces = zip(gradients, counts, strict=True)
+    return torch.cat([like.new_zeros(n, like.shape[1]) if x is None else x for x, n in pieces])
+
+
 def cuttable(column: Features) -> bool:
     """Whether rows of a column can be embedded apart from the others."""
     return isinstance(column, Tensor) or BAG not in column
@@ -151,9 +178,11 @@ def real_tokens(column: Features) -> int:
     """Tokens of a column without its padding."""
     if isinstance(column, Tensor):
         return len(column)
-    tensors = _tensors(column)
-    if "attention_mask" in tensors:
-        return int(tensors["attention_mask"].sum())
+    tensors, mask = _tensors(column), _mask(column)
+    if mask is not None:
+        return int((mask != 0).sum())
+    if BAG in tensors:
+        return rows_of(column)
     return tensors["input_ids"].numel() if "input_ids" in tensors else rows_of(column)
 
 
@@ -179,10 +208,11 @@ def _lengths(column: Features, rows: int) -> Tensor:
     """
     width = width_of(column)
     if not isinstance(column, Tensor) and FLAT in column:
-        return column[FLAT].diff().clamp_min(1).to("cpu", torch.int64)
-    if isinstance(column, Tensor) or "attention_mask" not in column or not width:
+        flat: Tensor = column[FLAT]
+        return flat.diff().clamp_min(1).to("cpu", torch.int64)
+    mask = None if isinstance(column, Tensor) else _mask(column)
+    if mask is None:
         return torch.full((rows,), max(width, 1))
-    mask = column["attention_mask"]
     places = torch.arange(1, width + 1, dtype=torch.int32, device=mask.device)
     return ((mask != 0) * places).amax(1).clamp_min(1).to("cpu", torch.int64)
 
@@ -198,6 +228,18 @@ def _alike(one: Features, other: Features) -> bool:
         return False
     widths = width_of(one), width_of(other)
     return all(_same(name, one[name], other[name], widths) for name in one)
+
+
+def _padded_right(column: Mapping[str, Any]) -> bool:
+    """Whether more padding on the right changes nothing: it is masked, and none is on the left."""
+    mask = _mask(column)
+    return mask is not None and bool((mask[:, 0] != 0).all())
+
+
+def _mask(column: Mapping[str, Any]) -> Tensor | None:
+    """(rows, width), not 0 at tokens."""
+    mask = column.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == MATRIX and mask.shape[1] else None
 
 
 def _same(name: str, one: Any, other: Any, widths: tuple[int, int]) -> bool:
@@ -223,7 +265,7 @@ def _take(column: Features, rows: Tensor, width: int, wanted: int) -> Features:
     if isinstance(column, Tensor):
         return column[rows.to(column.device)]
     index: dict[torch.device, Tensor] = {}
-    taken = {}
+    taken: dict[str, Any] = {}
     for name, x in column.items():
         if not isinstance(x, Tensor) or name in CONSTANTS or not x.ndim:
             taken[name] = x
@@ -244,7 +286,7 @@ def _take_flat(column: Mapping[str, Any], rows: Tensor) -> Features:
     lengths = begins.diff()[rows]
     ends = F.pad(lengths.cumsum(0), (1, 0))
     places = torch.arange(int(ends[-1])) + (begins[rows] - ends[:-1]).repeat_interleave(lengths)
-    taken = {}
+    taken: dict[str, Any] = {}
     for name, x in column.items():
         if name.startswith("cu_seq_lens"):
             taken[name] = ends.to(x.device, x.dtype)
@@ -269,6 +311,6 @@ def _joined(pieces: list[Features], order: Tensor) -> Features:
         if not isinstance(x, Tensor) or name in CONSTANTS or not x.ndim:
             joined[name] = x
         else:
-            together = torch.cat([piece[name] for piece in pieces])
-            joined[name] = together.index_select(0, order.to(x.device))
+            whole = torch.cat([piece[name] for piece in pieces])  # type: ignore[index]
+            joined[name] = whole.index_select(0, order.to(x.device))
     return joined

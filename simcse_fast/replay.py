@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 
 class RandomState:
@@ -41,6 +42,10 @@ class RandomState:
         else:
             torch.get_device_module(self.device).set_rng_state(device, self.device)
 
+    def restore(self) -> None:
+        """Go on from then, as if nothing had been drawn since."""
+        self._set(self.states)
+
     def __enter__(self) -> None:
         self.outside = self._now()
         self._set(self.states)
@@ -67,10 +72,12 @@ class Autocast:
             on = torch.is_autocast_enabled(self.device)
             context = torch.autocast(self.device, enabled=False) if on else nullcontext()
         with torch.set_grad_enabled(grad), context:
-            yield
-            if self.enabled and not grad:
-                # Weights that were rounded without a graph would cut the graph of a later pass.
-                torch.clear_autocast_cache()
+            try:
+                yield
+            finally:
+                if self.enabled and not grad:
+                    # Weights that were rounded without a graph would cut the graph of a later pass.
+                    torch.clear_autocast_cache()
 
 
 def parallel_of(module: object) -> DistributedDataParallel | None:
@@ -79,20 +86,28 @@ def parallel_of(module: object) -> DistributedDataParallel | None:
     return module if isinstance(module, DistributedDataParallel) else None
 
 
-def synchronised(
-    parallel: DistributedDataParallel | None, ending: bool
-) -> AbstractContextManager[object]:
+@contextmanager
+def synchronised(parallel: DistributedDataParallel | None, ending: bool) -> Iterator[None]:
     """Gradients of the mini-batch that ends a batch are averaged over processes, no others.
 
-    An outer `no_sync`, as for gradient accumulation, puts that off too.
+    An outer `no_sync`, as for gradient accumulation, puts that off too. Buffers are sent out with
+    the first pass of a batch: how many passes follow differs from process to process.
     """
-    if parallel is None or ending or _initialises(parallel):
-        return nullcontext()
-    return parallel.no_sync()  # type: ignore[no-any-return, no-untyped-call]
+    if parallel is None:
+        yield
+        return
+    outside = parallel.require_backward_grad_sync
+    # A static graph is learned from the first backward pass, whatever runs around it.
+    learns = parallel.static_graph and not parallel._static_graph_delay_allreduce_enqueued  # noqa: SLF001
+    parallel.require_backward_grad_sync = learns or (ending and outside)
+    try:
+        yield
+    finally:
+        parallel.require_backward_grad_sync = outside
+        parallel.require_forward_param_sync = False
 
 
-def _initialises(parallel: DistributedDataParallel) -> bool:
-    """Whether a static graph is still to be learned, which takes a synchronised pass."""
-    return bool(
-        parallel.static_graph and not parallel._static_graph_delay_allreduce_enqueued  # noqa: SLF001
-    )
+def finish(parallel: DistributedDataParallel | None) -> None:
+    """After the last pass of a batch: the next one sends buffers out, unless in a `no_sync`."""
+    if parallel is not None:
+        parallel.require_forward_param_sync = parallel.require_backward_grad_sync

@@ -11,7 +11,7 @@ import mmap
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from simcse_fast.memory import resident_memory, return_free_pages
@@ -96,22 +96,23 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
         # By storage, as long as it lives: its copy, and the version that was copied.
         self._copies: dict[StorageWeakRef, tuple[Tensor | None, int]] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Self:  # type: ignore[override]
         super().__enter__()
         return self
 
     def _pack(self, x: Tensor) -> object:
         root = x if x._base is None else x._base  # noqa: SLF001 - the parameter behind a view
-        if (root.is_leaf and root.requires_grad) or x.layout != torch.strided:
+        learned = isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad)
+        if learned or x.layout != torch.strided or x.is_conj() or x.is_neg():
             return x
         storage = x.untyped_storage()
-        name, size = StorageWeakRef(storage), storage.nbytes()
+        name, size = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
         copy, version = self._copies.get(name, (None, -1))
         if version != x._version and size:  # noqa: SLF001 - changed in place since
             self.total += size
-            if self.shelf is not None:
-                copy = self.shelf.place(size)[:size]
-                copy.copy_(torch.empty(0, dtype=torch.uint8).set_(storage))
+            if self.shelf is not None and x.device.type == "cpu":
+                copy = self.shelf.place(size)
+                copy[:size].copy_(torch.empty(0, dtype=torch.uint8).set_(storage))
             self._copies[name] = copy, x._version  # noqa: SLF001
         if copy is None:
             return x
