@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def run(*arguments):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
