@@ -88,7 +88,7 @@ class _Cached(nn.Module):
                 f"{', '.join(unread)}; remove them from the dataset."
             )
         loss = loss.detach().requires_grad_()
-        gradients = [x.grad for x in leaves]
+        gradients = [x.grad for x in leaves if x.grad is not None]  # all of them
         loss.register_hook(functools.partial(_carry_back, embedded, gradients))  # type: ignore[no-untyped-call]
         return loss
 

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
     from simcse_fast.distributed import Shares
 
+__all__ = [
+    "MultipleNegativesRankingLoss",
+    "MultipleNegativesSymmetricRankingLoss",
+    "originals",
+]
+
 
 class _Fused(nn.Module):
     """The fused computation, put before the original's among the bases of a loss."""
