@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simcse_fast.minibatches import Minibatch, Pool, apart, real_tokens, together
-from simcse_fast.replay import Autocast, RandomState, finish, parallel_of, synchronised
+from simcse_fast.replay import Autocast, RandomState, finish, learns, parallel_of, synchronised
 from simcse_fast.saved_tensors import Saved, Shelf
 
 if TYPE_CHECKING:
@@ -181,19 +181,20 @@ class BatchRun:
         parts = sorted(self.parts, key=lambda part: (part.group, part.graph is None))
         done: dict[int, Part] = {}
         for part in self._shown(parts, "backward"):
-            module = self._module(part)
-            ending = part is self.last[module]
-            with synchronised(self.parallel[part.group], ending):
+            parallel, module = self.parallel[part.group], self._module(part)
+            ending, learning = part is self.last[module], learns(parallel)
+            with synchronised(parallel, ending):
                 reached = self._backward(part, pooled[part.group])
             if reached:
                 done[module] = part
-            elif ending and self.parallel[part.group] is not None and module in done:
-                # Nothing flows back from the mini-batch that should have synchronised.
+            if ending and parallel and module in done and (learning or not reached):
+                # Nothing flows back from the mini-batch that should have synchronised; or it was
+                # the first as well, of a static graph, where others synchronise twice.
                 again = done[module]
                 like = pooled[again.group]
                 self._backward(again, None if like is None else torch.zeros_like(like))
-        for parallel in self.parallel:
-            finish(parallel)
+        for wrapper in self.parallel:
+            finish(wrapper)
         self.clear()
 
     def clear(self) -> None:

@@ -86,6 +86,15 @@ def parallel_of(module: object) -> DistributedDataParallel | None:
     return module if isinstance(module, DistributedDataParallel) else None
 
 
+def learns(parallel: DistributedDataParallel | None) -> bool:
+    """Whether a static graph is still to be learned: by a pass that synchronises, come what may."""
+    return (
+        parallel is not None
+        and bool(parallel.static_graph)
+        and not parallel._static_graph_delay_allreduce_enqueued  # noqa: SLF001
+    )
+
+
 @contextmanager
 def synchronised(parallel: DistributedDataParallel | None, ending: bool) -> Iterator[None]:
     """Gradients of the mini-batch that ends a batch are averaged over processes, no others.
@@ -97,9 +106,7 @@ def synchronised(parallel: DistributedDataParallel | None, ending: bool) -> Iter
         yield
         return
     outside = parallel.require_backward_grad_sync
-    # A static graph is learned from the first backward pass, whatever runs around it.
-    learns = parallel.static_graph and not parallel._static_graph_delay_allreduce_enqueued  # noqa: SLF001
-    parallel.require_backward_grad_sync = learns or (ending and outside)
+    parallel.require_backward_grad_sync = learns(parallel) or (ending and outside)
     try:
         yield
     finally:
