@@ -227,6 +227,8 @@ def _alike(one: Features, other: Features) -> bool:
     if set(one) != set(other) or BAG in one or FLAT in one:
         return False
     widths = width_of(one), width_of(other)
+    if widths[0] != widths[1] and not (_padded_right(one) and _padded_right(other)):
+        return False
     return all(_same(name, one[name], other[name], widths) for name in one)
 
 
