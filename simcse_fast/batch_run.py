@@ -12,6 +12,7 @@ from torch import Tensor
 from simcse_fast.minibatches import Minibatch, Pool, apart, real_tokens, together
 from simcse_fast.replay import Autocast, RandomState, finish, learns, parallel_of, synchronised
 from simcse_fast.saved_tensors import Saved, Shelf
+from simcse_fast.sparse_tables import make_dense, sparse, tables_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,6 +71,10 @@ class BatchRun:
         self.parallel = [parallel_of(module) for module in modules]
         self.parts = self._cut()
         self.largest = max(part.batch.padded_tokens for part in self.parts)
+        several = self.grad and len(self.parts) > 1
+        self.tables = [
+            tables_of(module, self.largest, self.device) if several else [] for module in modules
+        ]
         # Of each DistributedDataParallel module (and of the rest, under None).
         self.first = {self._module(part): part for part in reversed(self.parts)}
         self.last = {self._module(part): part for part in self.parts}
@@ -159,8 +164,13 @@ class BatchRun:
             del embeddings
             if not self.statistics.kept:
                 self.clear()
-            self.cache.slabs.tidy(self.room // HOLES)
+            self._tidy()
         return found
+
+    def _tidy(self) -> None:
+        """Beside graphs that are kept, what the heap loses between them counts."""
+        if self.shelf is not None and self.statistics.kept:
+            self.cache.slabs.tidy(self.room // HOLES)
 
     def _make_room(self) -> None:
         """The device said no: let go of all graphs, and keep half as much from now on."""
@@ -185,6 +195,7 @@ class BatchRun:
             ending, learning = part is self.last[module], learns(parallel)
             with synchronised(parallel, ending):
                 reached = self._backward(part, pooled[part.group])
+            self._tidy()
             if reached:
                 done[module] = part
             if ending and parallel and module in done and (learning or not reached):
@@ -217,6 +228,7 @@ class BatchRun:
         if not embeddings.requires_grad:
             self.frozen.add(part.group)
             return False
+        make_dense(self.tables[part.group])
         mine = gradient[part.batch.rows.to(gradient.device)]
         torch.autograd.backward(embeddings, mine.to(embeddings.dtype))
         return True
@@ -235,7 +247,7 @@ class BatchRun:
 
     def _encode(self, part: Part, *, grad: bool) -> Tensor:
         features = self.pools[part.group].select(part.batch)
-        with self.autocast(grad=grad):
+        with self.autocast(grad=grad), sparse(self.tables[part.group]):
             embeddings = self.towers[part.group](features)
         rows = len(part.batch.rows)
         shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else None
