@@ -1,4 +1,4 @@
-"""Whole training steps beside others' cached losses: python -m benchmarks.bench_training.
+"""Whole training steps beside others' cached losses: python -m benchmarks.bench_training [N ...].
 
 A step embeds both columns of a batch, computes the loss and ends in the encoder's gradients. Rounds
 are interleaved. The gate comes first: without dropout, a method whose gradients are not those of
@@ -8,9 +8,12 @@ the uncached loss is not timed.
 from __future__ import annotations
 
 import argparse
+import random
 import re
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LENGTHS = (32, 128)
-# Batch sizes; how many rounds at least; the methods that are worth their minutes there.
-BATCHES = {256: 3, 1024: 2, 4096: 1}
+BATCHES = {256: 3, 1024: 2, 4096: 1}  # and rounds
+# Methods that are worth their minutes at the largest batch.
 LARGE = (training_peers.OURS, training_peers.KEPT, training_peers.STOCK)
+LARGEST, TYPICAL, FEW = 4096, 1024, 64
 ON_GPU = (1024, 4096, 16384, 65536)
 GATE = 1e-4  # relative, of fp32 gradients at 64 pairs
 LOSS = 4096, 384  # rows and width
@@ -52,13 +56,17 @@ def gradients(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def few(columns: list[Any]) -> list[Any]:
+    """The first rows of a batch."""
+    return [{k: v[:FEW] for k, v in c.items() if isinstance(v, torch.Tensor)} for c in columns]
+
+
 def gate(name: str, model: nn.Module, columns: list[Any]) -> float:
     """Relative distance of a method's gradients from the uncached loss's, dropout off."""
-    few = [{k: v[:64] for k, v in c.items() if isinstance(v, torch.Tensor)} for c in columns]
     found = []
     model.eval()
     for method in (name, training_peers.PLAIN):
-        step_of(training_peers.MAKERS[method](model), model, few)()
+        step_of(training_peers.MAKERS[method](model), model, few(columns))()
         found.append(gradients(model).double())
     model.train()
     error = float((found[0] - found[1]).norm() / found[1].norm())
@@ -67,12 +75,27 @@ def gate(name: str, model: nn.Module, columns: list[Any]) -> float:
     return error
 
 
-def tokens(name: str, model: nn.Module, columns: list[Any]) -> dict[str, int]:
+def tokens(name: str, columns: list[Any]) -> dict[str, int]:
     """Tokens of one embedding pass, real and padded."""
-    counting = training_peers.Padding(model)
+    counting = training_peers.Padding()
     with torch.no_grad():
         training_peers.MAKERS[name](counting)([dict(column) for column in columns], None)
     return {"real": counting.real, "padded": counting.padded}
+
+
+def in_turn(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step; without a first round for warmth, which the gate has given."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    if kept := steps.get(training_peers.KEPT):
+        kept()  # takes its memory, once in a training
+    order = list(steps)
+    for number in range(rounds):
+        random.Random(number).shuffle(order)  # noqa: S311  # not for secrets
+        for name in order:
+            begin = time.perf_counter()
+            steps[name]()
+            times[name].append(time.perf_counter() - begin)
+    return times
 
 
 def encoder(
@@ -82,16 +105,16 @@ def encoder(
     rows = len(columns[0]["input_ids"])
     errors = {name: gate(name, model, columns) for name in names}
     steps = {name: step_of(training_peers.MAKERS[name](model), model, columns) for name in names}
-    times = harness.interleaved(steps, seconds=0, least=rounds)
+    times = in_turn(steps, rounds)
     result: dict[str, Any] = {
         name: {
             "s": [round(t, 3) for t in times[name]],
-            "sentences_per_s": round(2 * rows / sorted(times[name])[len(times[name]) // 2], 1),
+            "sentences_per_s": round(2 * rows / statistics.median(times[name]), 1),
             "gradient_error": float(f"{errors[name]:.2g}"),
         }
         for name in names
     }
-    medians = {name: sorted(times[name])[len(times[name]) // 2] for name in names}
+    medians = {name: statistics.median(times[name]) for name in names}
     against = training_peers.STOCK
     ratios = {name: f"{medians[against] / medians[name]:.2f}" for name in names}
     print(f"{title}, {rows} pairs: x {against}:", ratios, flush=True)
@@ -141,29 +164,27 @@ def measure_memory(name: str, rows: int, longest: int) -> None:
     """In the fresh process: a small step, then the one that counts."""
     model = training_data.minilm(torch.device("cpu"))
     columns = training_data.real_columns(model, rows, longest)
-    few = [{k: v[:64] for k, v in c.items() if isinstance(v, torch.Tensor)} for c in columns]
     loss = training_peers.MAKERS[name]
-    step_of(loss(model), model, few)()
+    step_of(loss(model), model, few(columns))()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
     step_of(loss(model), model, columns)()
     print("MiB", round(resident("VmHWM") - before, 1))
 
 
-def on_cpu() -> list[dict[str, Any]]:
+def on_cpu(sizes: list[int], names: list[str]) -> list[dict[str, Any]]:
     """MiniLM on real sentences."""
     found = [loss_part(torch.device("cpu"), *LOSS)]
     model = training_data.minilm(torch.device("cpu"))
     for longest in LENGTHS:
-        for rows, rounds in BATCHES.items():
+        for rows in sizes:
             columns = training_data.real_columns(model, rows, longest)
-            names = list(LARGE if rows > 1024 else training_peers.MAKERS)
+            chosen = [name for name in names if rows < LARGEST or name in LARGE]
             title = f"MiniLM, {longest} tokens"
-            row = encoder(model, columns, names, rounds, title)
-            for name in names:
-                row["methods"][name] |= tokens(name, model, columns)
-            if rows == 1024:
-                for name in names:
+            row = encoder(model, columns, chosen, BATCHES.get(rows, 2), title)
+            for name in chosen:
+                row["methods"][name] |= tokens(name, columns)
+                if rows == TYPICAL:
                     row["methods"][name]["mib"] = memory(name, rows, longest)
             found.append(row)
     return found
@@ -195,6 +216,8 @@ def on_gpu(device: torch.device, rehearse: bool) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_training")
+    parser.add_argument("sizes", type=int, nargs="*", help="pairs in a batch; saves nothing")
+    parser.add_argument("--methods", nargs="*", help="saves nothing", metavar="NAME")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rehearse", action="store_true", help="the GPU's part, tiny")
     parser.add_argument("--memory", metavar="METHOD")
@@ -212,8 +235,11 @@ def main() -> None:
         if device.type == "cuda":
             where = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
     else:
-        found, where = on_cpu(), f"cpu-{harness.machine()}"
-    print(harness.save(f"training-{where}", found, options.output))
+        names = options.methods or list(training_peers.MAKERS)
+        found = on_cpu(options.sizes or list(BATCHES), names)
+        where = f"cpu-{harness.machine()}"
+    if not (options.sizes or options.methods):
+        print(harness.save(f"training-{where}", found, options.output))
 
 
 if __name__ == "__main__":

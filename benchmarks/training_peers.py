@@ -96,15 +96,14 @@ MAKERS: dict[str, Callable[[nn.Module], Loss]] = {
 
 
 class Padding(nn.Sequential):
-    """A model that counts the tokens it is given, padding included."""
+    """Counts the tokens that a model would be given, padding included, and computes nothing."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
         self.padded, self.real = 0, 0
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        """What the model gives."""
+        """Embeddings of the right number."""
         self.padded += features["input_ids"].numel()
         self.real += int(features["attention_mask"].sum())
-        found: dict[str, Tensor] = self[0](features)
-        return found
+        return {"sentence_embedding": torch.ones(len(features["input_ids"]), 2)}
