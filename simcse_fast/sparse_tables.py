@@ -44,8 +44,8 @@ def _is_wrapped(module: nn.Module) -> bool:
     )
 
 
-def _is_plain(weight: nn.Parameter) -> bool:
-    watched = weight._backward_hooks or weight._post_accumulate_grad_hooks  # type: ignore[attr-defined]  # noqa: SLF001
+def _is_plain(weight: torch.Tensor) -> bool:
+    watched = weight._backward_hooks or weight._post_accumulate_grad_hooks  # noqa: SLF001
     return type(weight) is nn.Parameter and weight.requires_grad and not watched
 
 
