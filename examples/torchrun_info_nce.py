@@ -54,7 +54,7 @@ if rank == 0:
     whole.backward()
     pairs = zip(encoder.parameters(), alone.parameters(), strict=True)
     difference = max((ours.grad - its.grad).abs().max().item() for ours, its in pairs)
-    largest = max(x.grad.abs().max().item() for x in alone.parameters())
     print(f"loss of {len(left)} pairs: {loss:.6f} of {world} processes, {whole:.6f} of one")
-    print(f"gradients up to {largest:.3f}, which differ by {difference:.1e} at most")
+    print(f"gradients differ by {difference:.1e} at most")
+distributed.barrier()  # gloo may abort a process that leaves while rank 0 is still at work
 distributed.destroy_process_group()
