@@ -1,8 +1,6 @@
 """Text to tensors: readers and their refusals, the cache of token ids, batches."""
 
 import json
-import os
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +17,7 @@ from transformers import AutoTokenizer
 
 from simcse_fast import train
 from simcse_fast.errors import InputError
-from simcse_fast.training import tokens
 from simcse_fast.training.batches import Batch, Collator, Order, halves
-from simcse_fast.training.sealed import MARKER
 from simcse_fast.training.text_encoder import TextEncoder
 from simcse_fast.training.texts import read_columns, read_scored_pairs
 from simcse_fast.training.tokens import token_data
@@ -245,83 +241,6 @@ def test_rows_without_tokens_are_dropped_and_counted(bert, static, tmp_path):
     assert not list(tmp_path.glob(".unfinished*"))
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """How many times texts were tokenized."""
-    calls = []
-    write = tokens.write
-    monkeypatch.setattr(tokens, "write", lambda *a: calls.append(1) or write(*a))
-    return calls
-
-
-def test_cache_serves_what_it_was_made_of_only(bert, tmp_path, counted):
-    path, cache = write_lines(tmp_path / "s.txt", sentences(40)), tmp_path / "cache"
-
-    def made(length=32):
-        return token_data(path, "unsupervised", TextEncoder(bert.tokenizer, length), cache)
-
-    first, again = made(), made()
-    assert len(counted) == 1
-    assert first.report == again.report
-    assert np.array_equal(first.columns[0].ids, again.columns[0].ids)
-    made(length=16)
-    assert len(counted) == 2
-    write_lines(path, sentences(40, seed=1))
-    os.utime(path, ns=(1, 1))
-    assert not np.array_equal(made().columns[0].ids, first.columns[0].ids)
-    assert len(counted) == 3
-    made()
-    assert len(counted) == 3
-
-
-@pytest.mark.parametrize("harm", ["marker", "bit", "missing", "foreign"])
-def test_torn_or_foreign_cache_is_made_anew(bert, tmp_path, counted, harm):
-    path, cache = write_lines(tmp_path / "s.txt", sentences(40)), tmp_path / "cache"
-    encoder = TextEncoder(bert.tokenizer, 32)
-    expected = token_data(path, "unsupervised", encoder, cache)
-    expected = np.array(expected.columns[0].ids)
-    (folder,) = cache.iterdir()
-    ids = folder / "ids-0.bin"
-    if harm == "marker":
-        (folder / MARKER).unlink()
-    elif harm == "missing":
-        ids.unlink()
-    elif harm == "bit":
-        ids.write_bytes(bytes([ids.read_bytes()[0] ^ 1]) + ids.read_bytes()[1:])
-    else:
-        other = token_data(sentences(40, seed=5), "unsupervised", encoder, tmp_path / "other")
-        assert other.report.rows == 40
-        shutil.rmtree(folder)
-        (foreign,) = (tmp_path / "other").iterdir()
-        foreign.rename(folder)
-    before = len(counted)
-    found = token_data(path, "unsupervised", encoder, cache)
-    assert len(counted) == before + 1
-    assert np.array_equal(found.columns[0].ids, expected)
-
-
-def test_file_that_changes_or_vanishes_while_read(bert, tmp_path, monkeypatch):
-    path = write_lines(tmp_path / "s.txt", sentences(40))
-    read = tokens.read_columns
-
-    def and_then(change):
-        def reading(*arguments):
-            columns = read(*arguments)
-            change()
-            return columns
-
-        return reading
-
-    encoder = TextEncoder(bert.tokenizer, 32)
-    monkeypatch.setattr(tokens, "read_columns", and_then(lambda: write_lines(path, ["c1", "c2"])))
-    with pytest.raises(InputError, match=r"s\.txt changed while it was read; try again"):
-        token_data(path, "unsupervised", encoder, tmp_path / "cache")
-    monkeypatch.setattr(tokens, "read_columns", and_then(path.unlink))
-    with pytest.raises(InputError, match=r"s\.txt changed while it was read; try again"):
-        token_data(path, "unsupervised", encoder, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
 def test_order_is_a_permutation_of_seed_and_epoch():
     rows = np.arange(100, 123)
     order = Order(rows, 5, seed=7)
@@ -379,4 +298,4 @@ def test_halves_hold_every_word_once():
 def test_vanished_and_unreadable_inputs_of_train(models, tmp_path):
     with pytest.raises(InputError, match=r"unsupervised: .*gone\.txt cannot be read"):
         train(str(models["static"]), unsupervised=tmp_path / "gone.txt", output=tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()

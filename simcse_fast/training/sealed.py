@@ -22,6 +22,28 @@ class UnwritableError(OSError):
 
 
 @contextmanager
+def made(folder: Path, argument: str) -> Iterator[None]:
+    """A folder that is there within; if the block fails, it goes again, unless it holds something.
+
+    Raises:
+        UnwritableError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UnwritableError(f"{argument}: {folder} cannot be written ({reason})") from error
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def writing(target: Path, note: dict[str, Any] | None = None) -> Iterator[Path]:
     """A folder beside `target` to write into; it becomes `target` when the block ends well.
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from simcse_fast.errors import InputError
-from simcse_fast.training.sealed import note_of, writing
+from simcse_fast.training.sealed import made, note_of, writing
 from simcse_fast.training.texts import Texts, label, read_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from simcse_fast.training.text_encoder import TextEncoder
 
 VERSION = 1  # of the files; one of another version is made anew
+LOCK = ".lock"
 CHUNK = 32_768  # texts for one call: enough for all threads of a tokenizer
 
 
@@ -78,7 +81,13 @@ class TokenData:
     content: str  # hash of all ids
 
 
-def token_data(source: object, argument: str, encoder: TextEncoder, cache: Path) -> TokenData:
+def token_data(
+    source: object,
+    argument: str,
+    encoder: TextEncoder,
+    cache: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> TokenData:
     """Token ids of a source, from the cache where it holds just these.
 
     Args:
@@ -86,6 +95,7 @@ def token_data(source: object, argument: str, encoder: TextEncoder, cache: Path)
         argument: the name of the argument that it was given for.
         encoder: makes ids of texts.
         cache: folder for the ids; one that is torn or of other data is never used.
+        say: called with a sentence where something else is waited for.
 
     Raises:
         InputError: the source cannot be used, or changes while it is read.
@@ -93,16 +103,55 @@ def token_data(source: object, argument: str, encoder: TextEncoder, cache: Path)
     of_file = is_file(source)
     fingerprint, columns = fingerprint_of(source, argument, encoder)
     folder = cache / f"tokens-{fingerprint[:16]}"
-    note, _ = note_of(folder) if folder.is_dir() else (None, "")
-    if note is None or note.get("fingerprint") != fingerprint:
-        columns = columns or read_columns(source, argument)
-        still = not of_file or is_file(source)
-        if not still or (of_file and fingerprint_of(source, argument, encoder)[0] != fingerprint):
-            raise InputError(f"{argument}: {label(source)} changed while it was read; try again")
-        note = {"fingerprint": fingerprint, "dtype": encoder.dtype.name}
-        with writing(folder, note) as staging:
-            note |= write(columns, encoder, staging, argument)
+    note = made_of(folder, fingerprint)
+    if note is not None:
+        return read(folder, note)
+    columns = columns or read_columns(source, argument)
+    still = not of_file or is_file(source)
+    if not still or (of_file and fingerprint_of(source, argument, encoder)[0] != fingerprint):
+        raise InputError(f"{argument}: {label(source)} changed while it was read; try again")
+    with made(cache, "cache"), alone_in(cache, say):
+        note = made_of(folder, fingerprint)  # by the one that was waited for
+        if note is None:
+            note = {"fingerprint": fingerprint, "dtype": encoder.dtype.name}
+            with writing(folder, note) as staging:
+                note |= write(columns, encoder, staging, argument)
     return read(folder, note)
+
+
+def made_of(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The note of a folder that is whole and of just these texts and this tokenizer."""
+    note, _ = note_of(folder) if folder.is_dir() else (None, "")
+    return note if note is not None and note.get("fingerprint") == fingerprint else None
+
+
+@contextmanager
+def alone_in(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Wait for other runs that write into a folder; the system frees it when a process dies."""
+    lock = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            wait_for(file, folder, say)
+            # One that was waited for may have removed the file: a lock on it keeps nobody out.
+            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def wait_for(file: IO[str], folder: Path, say: Callable[[str], None]) -> None:
+    """Lock a file, and say so where that takes time, or cannot be done."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for another run that writes token ids into {folder}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        say(f"{folder} cannot be locked: no other run may write token ids into it now")
 
 
 def is_file(source: object) -> bool:
