@@ -24,7 +24,7 @@ from train_models import (
 )
 
 from simcse_fast import info_nce, train
-from simcse_fast.training.encoders import POOLINGS, head_of, load_encoder, without_head
+from simcse_fast.training.encoders import POOLINGS, heads_of, load_encoder, without_heads
 from simcse_fast.training.objective import Contrast, Objective
 
 
@@ -148,12 +148,12 @@ def test_poolings_are_what_they_are_called(given, pooling, supervised):
         expected = torch.tanh(linear(expected))
     found = model.encode(texts, convert_to_tensor=True)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
-    assert (head_of(model) is not None) == (pooling == "cls" and not supervised)
+    assert bool(heads_of(model)) == (pooling == "cls" and not supervised)
 
 
 def test_head_is_there_while_training_only(given):
     encoder = load_encoder(str(given["bert"]), pooling="cls", supervised=False, device="cpu")
-    model, head = encoder.model, head_of(encoder.model)
+    model, (head,) = encoder.model, heads_of(encoder.model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -161,9 +161,9 @@ def test_head_is_there_while_training_only(given):
     bare = model.eval()(dict(features))["sentence_embedding"]
     trained_with = model.train()(dict(features))["sentence_embedding"]
     torch.testing.assert_close(trained_with, torch.tanh(head.linear(bare)))
-    with without_head(model) as exported:
-        assert head_of(exported) is None
-    assert head_of(model) is head
+    with without_heads(model) as exported:
+        assert not heads_of(exported)
+    assert heads_of(model) == [head]
 
 
 def test_result_loads_without_us(given, tmp_path):
@@ -171,7 +171,7 @@ def test_result_loads_without_us(given, tmp_path):
     for pooling in (None, "avg_first_last"):
         options = {"unsupervised": given["text"], "steps": 2, "pooling": pooling}
         result = trained(given["bert"], tmp_path / str(pooling), **options)
-        assert head_of(result.model) is None
+        assert not heads_of(result.model)
         assert "- simcse\n" in (result.folder / "README.md").read_text(encoding="utf-8")
         expected.append(result.model.encode(["t1w1 c2", "c4"]))
         folders.append(str(result.folder))

@@ -14,6 +14,7 @@ RUNS = {
     # Sentences enough for an epoch and a half, some twice.
     "static": {"unsupervised": [*sentences(60), *sentences(5)], "learning_rate": 1e-2},
     "bert": {"triplets": triplets(70), "learning_rate": 1e-3, "pooling": "avg"},
+    "masked": {"unsupervised": sentences(65), "learning_rate": 1e-3, "mlm_weight": 0.5},
 }
 
 
@@ -26,6 +27,7 @@ def main(folder: Path) -> dict:
         history = result.history
         told[name] = {"losses": history.losses, "weights": weights_hash(result.model)}
         told[name] |= {"duplicates": history.duplicates, "real": history.real_tokens}
+        told[name] |= {"mlm_losses": history.mlm_losses}
         told[name] |= {"padded": history.padded_tokens, "sentences": history.sentences}
         again = train(str(folder / name), output=output, resume=True, **OPTIONS, **options)
         told[name]["resumed"] = weights_hash(again.model)

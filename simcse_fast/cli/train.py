@@ -74,6 +74,13 @@ def add_recipe(train: Parser) -> None:
         default="mask",
         help="as negatives: mask (default)",
     )
+    recipe.add_argument(
+        "--mlm-weight",
+        type=number,
+        default=0.0,
+        metavar="X",
+        help="of a masked language model's loss besides; SimCSE: 0.1 (0)",
+    )
     recipe.add_argument("--seed", type=whole(0), default=0, metavar="N", help="0")
 
 
@@ -138,6 +145,7 @@ def summary(result: TrainingResult) -> dict[str, Any]:
         "duplicates_masked": history.duplicates,
         "data": vars(result.data),
         "losses": history.losses,
+        "mlm_losses": history.mlm_losses,
         "evaluations": [{"step": step, "spearman": score} for step, score in history.evaluations],
         "best": history.best(),
         "notes": result.notes,
@@ -153,6 +161,9 @@ def page(result: TrainingResult) -> list[str]:
         f"{history.sentences_per_second:,.0f} sentences/s, loss {history.losses[0]:.4f} -> "
         f"{history.losses[-1]:.4f}"
     )
+    if history.mlm_losses:
+        first, *_, last = history.mlm_losses * 2  # two of them, at least
+        lines.append(f"{bold('MLM')}    loss {first:.4f} -> {last:.4f}")
     share = history.padded_tokens / max(history.real_tokens, 1)
     lines.append(
         f"{bold('Tokens')} {history.real_tokens:,} real, {history.padded_tokens:,} with padding "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from simcse_fast.training.masking import TARGETS
 from simcse_fast.training.tokens import mixed
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from simcse_fast.training.masking import Hider
     from simcse_fast.training.tokens import TokenData
 
 
@@ -96,6 +98,7 @@ class Collator:
         padding: the id that fills rows up, and the side it goes to.
         mask_duplicates: pass the numbers of the sentences, if any sentence repeats another.
         share: this process and how many there are.
+        hider: of tokens for a masked language model, if there is one.
     """
 
     def __init__(
@@ -107,24 +110,28 @@ class Collator:
         padding: tuple[int, str] = (0, "right"),
         mask_duplicates: bool = True,
         share: tuple[int, int] = (0, 1),
+        hider: Hider | None = None,
     ) -> None:
         self.data, self.static, self.twins = data, static, twins
         self.pad, self.side = padding
         self.number_of_views = 2 if twins else len(data.columns)
         self.mask = mask_duplicates and data.report.duplicates > 0
-        self.share = share
+        self.share, self.hider = share, hider
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Tensors and figures of one batch.
 
         Returns:
             "columns", a dict of tensors for each; "rows", numbers of the rows in the source;
+            "masked", the same of sentences with hidden tokens, and "guessed", how many tokens of
+            all processes are to be guessed, where there is a hider;
             "query_ids" and "key_ids" where duplicates are masked; "real" tokens of all processes;
             "repeats", the rows that repeat a sentence of the batch.
         """
         rank, world = self.share
         size = len(batch.rows)
-        rows = batch.rows[rank * size // world : (rank + 1) * size // world]
+        own = slice(rank * size // world, (rank + 1) * size // world)
+        rows = batch.rows[own]
         taken = [column.take(rows) for column in self.data.columns]
         if self.twins and self.static:
             taken = halves(*taken[0], rows, batch.key)
@@ -133,6 +140,8 @@ class Collator:
             views *= 2
         content: dict[str, Any] = {"columns": views, "rows": torch.from_numpy(rows)}
         content["real"] = self.tokens(batch.rows)
+        if self.hider is not None:
+            content |= self.masked(batch, own, self.hider)
         content["repeats"] = 0
         if self.mask:
             content |= self.numbers(rows)
@@ -143,7 +152,25 @@ class Collator:
     def tokens(self, rows: NDArray[np.int64]) -> int:
         """Tokens of all views of these rows."""
         count = sum(int((c.offsets[rows + 1] - c.offsets[rows]).sum()) for c in self.data.columns)
-        return count * (2 if self.twins and not self.static else 1)
+        views = 2 if self.twins and not self.static else 1
+        return count * (views if self.hider is None else views + 1)
+
+    def masked(self, batch: Batch, own: slice, hider: Hider) -> dict[str, Any]:
+        """This process's sentences with hidden tokens.
+
+        Tokens of the whole batch are hidden, so that they and their number are the same for any
+        number of processes.
+        """
+        rng = np.random.default_rng((batch.key, int(batch.rows[0])))
+        views, guessed = [], 0
+        for column in self.data.columns:
+            ids, lengths = column.take(batch.rows)
+            shown, targets = hider(ids, rng)
+            guessed += int(np.count_nonzero(targets))
+            ends = np.cumsum(lengths)[own]
+            flat = slice(int(ends[0] - lengths[own][0]), int(ends[-1]))
+            views.append(self.padded(shown[flat], lengths[own], targets[flat]))
+        return {"masked": views, "guessed": guessed}
 
     def numbers(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Which keys are the positive's own text: those are no negatives."""
@@ -157,18 +184,26 @@ class Collator:
         offsets = np.cumsum(lengths) - lengths
         return {"input_ids": torch.from_numpy(ids), "offsets": torch.from_numpy(offsets)}
 
-    def padded(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """What a transformer takes."""
+    def padded(
+        self,
+        ids: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        targets: NDArray[np.int64] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """What a transformer takes; and, beside the ids, what is to be guessed."""
         width = int(lengths.max())
         place = np.arange(width)
         if self.side == "left":
             real = place >= (width - lengths)[:, None]
         else:
             real = place < lengths[:, None]
-        matrix = np.full(real.shape, self.pad, np.int64)
-        matrix[real] = ids
-        mask = torch.from_numpy(real).long()
-        return {"input_ids": torch.from_numpy(matrix), "attention_mask": mask}
+        matrices = {"input_ids": np.full(real.shape, self.pad, np.int64)}
+        matrices["input_ids"][real] = ids
+        if targets is not None:
+            matrices[TARGETS] = np.zeros(real.shape, np.int64)
+            matrices[TARGETS][real] = targets
+        matrices["attention_mask"] = real.astype(np.int64)
+        return {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
 
 
 def halves(

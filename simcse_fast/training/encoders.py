@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 POOLINGS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last")
 
 
-class TrainingHead(Dense):  # type: ignore[misc]
+class OnlyWhileTraining(torch.nn.Module):
+    """What stands at the end of a model while it is trained, and is in no result."""
+
+
+class TrainingHead(Dense, OnlyWhileTraining):  # type: ignore[misc]
     """SimCSE's Linear + Tanh over the pooled state, passed by outside of training."""
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
@@ -165,27 +169,37 @@ def layer_mean(layers: int, width: int, pooling: str) -> torch.nn.Module:
     return module
 
 
-def head_of(model: SentenceTransformer) -> TrainingHead | None:
-    """The head that only training sees, if there is one."""
-    return next((module for module in model if isinstance(module, TrainingHead)), None)
+def heads_of(model: SentenceTransformer) -> list[torch.nn.Module]:
+    """What only training sees."""
+    return [module for module in model if isinstance(module, OnlyWhileTraining)]
 
 
-def drop_head(model: SentenceTransformer) -> None:
-    """Take the head off that only training sees."""
-    head = head_of(model)
-    if head is not None:
+def head_parameters(model: SentenceTransformer) -> dict[str, torch.nn.Parameter]:
+    """The parameters that only training sees, those aside that are the encoder's as well."""
+    heads = heads_of(model)
+    lasting = {id(p) for module in model if module not in heads for p in module.parameters()}
+    return {
+        f"{type(head).__name__}.{name}": parameter
+        for head in heads
+        for name, parameter in head.named_parameters()
+        if id(parameter) not in lasting
+    }
+
+
+def drop_heads(model: SentenceTransformer) -> None:
+    """Take off what only training sees."""
+    for head in heads_of(model):
         model.pop(list(model).index(head))
 
 
 @contextmanager
-def without_head(model: SentenceTransformer) -> Iterator[SentenceTransformer]:
-    """The model as others will use it; the head is back afterwards."""
-    head = head_of(model)
-    place = list(model).index(head) if head is not None else -1
-    if head is not None:
-        model.pop(place)
+def without_heads(model: SentenceTransformer) -> Iterator[SentenceTransformer]:
+    """The model as others will use it; the heads are back afterwards."""
+    modules = list(model)
+    drop_heads(model)
     try:
         yield model
     finally:
-        if head is not None:
-            model.insert(place, head)
+        for place, module in enumerate(modules):
+            if isinstance(module, OnlyWhileTraining):
+                model.insert(place, module)

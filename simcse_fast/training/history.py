@@ -17,6 +17,8 @@ class History:
     """Figures of a run, those before an interruption included."""
 
     losses: list[float] = field(default_factory=list)  # of every step, mean of all processes
+    # Of the masked language model alone, part of `losses`; empty where there is none.
+    mlm_losses: list[float] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, Spearman x 100
     sentences: int = 0  # rows trained on; a pair or triplet is one
     real_tokens: int = 0

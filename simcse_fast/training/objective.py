@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 from simcse_fast.gradient_cache import GradientCache
 from simcse_fast.losses.info_nce import info_nce
+from simcse_fast.training.masking import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from simcse_fast.training.masking import Masking
 
 TOLD_ROWS = 10  # rows that a message names
 
@@ -31,23 +35,37 @@ class Contrast:
 class Objective(nn.Module):
     """InfoNCE of anchors with their positives among all keys of the batch.
 
+    With masking, a weight times the mean loss of the batch's hidden tokens is added.
+
     It holds the model, as the losses of sentence-transformers do, so that the trainer finds the
     parameters and puts the wrapped model in.
     """
 
-    def __init__(self, model: nn.Module, contrast: Contrast, *, static: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        contrast: Contrast,
+        *,
+        static: bool,
+        masking: Masking | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.contrast, self.static = model, contrast, static
+        self.masking = masking  # its head is in the model
+        self.mlm_loss: Tensor | None = None  # of the last batch, without the weight
         self.padded_tokens = 0  # of the last batch
         self.embeddings: list[Tensor] = []  # of the last batch, for a message
         self.cache: GradientCache | None = None
 
     def forward(self, columns: Sequence[dict[str, Tensor]], batch: dict[str, Any]) -> Tensor:
         """The loss of this process's rows against the keys of all processes."""
-        embeddings = self.together(columns) if self.static else self.cached(columns)
+        # Masked columns take the same way: a wrapped model may synchronise only once a step.
+        every = [*columns, *batch.get("masked", [])]
+        embeddings = self.together(columns) if self.static else self.cached(every)
+        embeddings, sums = embeddings[: len(columns)], embeddings[len(columns) :]
         self.embeddings = [embedding.detach() for embedding in embeddings]
         query, *keys = embeddings
-        return info_nce(
+        loss = info_nce(
             query,
             torch.cat(keys),
             temperature=self.contrast.temperature,
@@ -56,10 +74,22 @@ class Objective(nn.Module):
             key_ids=batch.get("key_ids"),
             process_group="world" if self.contrast.processes > 1 else None,
         )
+        if self.masking is None:
+            return loss
+        # The mean of all processes' losses is to be the mean over all of their tokens.
+        mlm_loss = torch.cat(sums).sum() * (self.contrast.processes / max(batch["guessed"], 1))
+        self.mlm_loss = mlm_loss.detach()
+        return torch.add(loss, mlm_loss, alpha=self.masking.weight)
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
-        """Embeddings of one batch of features, which a model would write into."""
-        embedding: Tensor = self.model(dict(features))["sentence_embedding"]
+        """Embeddings of one batch of features, which a model would write into.
+
+        Of features with targets, the sums of the losses of the tokens to guess.
+        """
+        features = dict(features)
+        targets = features.pop(TARGETS, None)
+        with nullcontext() if self.masking is None else self.masking.head.guessing(targets):
+            embedding: Tensor = self.model(features)["sentence_embedding"]
         return embedding
 
     def cached(self, columns: Sequence[dict[str, Tensor]]) -> tuple[Tensor, ...]:

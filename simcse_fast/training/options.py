@@ -44,6 +44,7 @@ class Options:
     duplicates: str
     mini_batch_tokens: int | None
     memory_share: float
+    mlm_weight: float
 
     def __post_init__(self) -> None:
         for name, least in WHOLE.items():
@@ -83,6 +84,7 @@ RANGES = {
     "learning_rate": (0.0, float("inf")),
     "warmup": (-1e-300, 1.0),
     "weight_decay": (-1e-300, float("inf")),
+    "mlm_weight": (-1e-300, float("inf")),
     "memory_share": (-1e-300, 1.0),
 }
 

@@ -17,13 +17,14 @@ from transformers.utils import logging
 from simcse_fast.errors import InputError
 from simcse_fast.training.batches import Collator, Order
 from simcse_fast.training.checkpoints import Checkpoints
-from simcse_fast.training.encoders import drop_head, head_of, load_encoder
+from simcse_fast.training.encoders import drop_heads, head_parameters, load_encoder
 from simcse_fast.training.history import History
 from simcse_fast.training.interrupts import TrainingInterrupted, stop_on_signals
+from simcse_fast.training.masking import add_masking
 from simcse_fast.training.objective import Contrast, Objective
 from simcse_fast.training.options import EVALUATION_STEPS, MAX_LENGTH
 from simcse_fast.training.progress import Progress
-from simcse_fast.training.sealed import UnwritableError, writing
+from simcse_fast.training.sealed import UnwritableError, made, writing
 from simcse_fast.training.text_encoder import TextEncoder
 from simcse_fast.training.texts import read_scored_pairs
 from simcse_fast.training.tokens import token_data
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from simcse_fast.training.encoders import Encoder
     from simcse_fast.training.interrupts import StopRequest
+    from simcse_fast.training.masking import Masking
     from simcse_fast.training.options import Options
     from simcse_fast.training.tokens import TokenData
 
@@ -64,6 +66,7 @@ class Plan:
     """The options with their defaults filled in."""
 
     encoder: Encoder
+    masking: Masking | None
     data: TokenData
     options: Options
     supervised: bool
@@ -82,7 +85,7 @@ def run(
     say: Callable[[str], None],
 ) -> TrainingResult:
     """Train; see `simcse_fast.train`."""
-    with quiet_transformers():
+    with quiet_transformers(), made(places.output, "output"):
         arguments = training_arguments(options, places)
         evaluator = evaluator_of(places.evaluate)
         say("loading the model")
@@ -93,16 +96,17 @@ def run(
             supervised=argument == "triplets",
             device=places.device,
         )
-        with arguments.main_process_first(local=False, desc="tokenizing"):  # for all machines
-            say("reading the text")
-            data = token_data(
-                source, argument, text_encoder(encoder, options, argument), places.cache
-            )
-        plan = make_plan(encoder, data, options, argument == "triplets", arguments.world_size)
         try:
+            masking = add_masking(encoder, options.mlm_weight)
+            with arguments.main_process_first(local=False, desc="tokenizing"):  # for all machines
+                say("reading the text")
+                ids = text_encoder(encoder, options, argument)
+                data = token_data(source, argument, ids, places.cache, say)
+            supervised, processes = argument == "triplets", arguments.world_size
+            plan = make_plan(encoder, masking, data, options, supervised, processes)
             return carry_out(plan, arguments, evaluator, places, say)
         finally:
-            drop_head(encoder.model)  # a model that was passed in may be trained again
+            drop_heads(encoder.model)  # a model that was passed in may be trained again
 
 
 @contextmanager
@@ -120,7 +124,6 @@ def quiet_transformers() -> Iterator[None]:
 def training_arguments(options: Options, places: Places) -> SentenceTransformerTrainingArguments:
     """The trainer's own arguments that are known before the data; its processes start here."""
     try:
-        places.output.mkdir(parents=True, exist_ok=True)
         arguments = SentenceTransformerTrainingArguments(
             output_dir=str(places.output),
             seed=options.seed,
@@ -178,7 +181,12 @@ def text_encoder(encoder: Encoder, options: Options, argument: str) -> TextEncod
 
 
 def make_plan(
-    encoder: Encoder, data: TokenData, options: Options, supervised: bool, processes: int
+    encoder: Encoder,
+    masking: Masking | None,
+    data: TokenData,
+    options: Options,
+    supervised: bool,
+    processes: int,
 ) -> Plan:
     """Fill in defaults, and refuse batches that do not fit the data or the processes."""
     rows = data.report.rows
@@ -199,6 +207,7 @@ def make_plan(
     per_epoch = rows // batch_size
     return Plan(
         encoder=encoder,
+        masking=masking,
         data=data,
         options=options,
         supervised=supervised,
@@ -228,6 +237,8 @@ def carry_out(
     )
     start = where_to_start(checkpoints, resume=places.resume)
     notes = [*checkpoints.told, *plan.data.report.sentences()]
+    if plan.masking and plan.masking.fresh and start is None:
+        notes.append(plan.masking.fresh)
     for note in notes:
         say(note)
     with stop_on_signals() as stop:
@@ -305,8 +316,9 @@ def assemble(
             padding=encoder.padding(),
             mask_duplicates=options.duplicates == "mask",
             share=(arguments.process_index, arguments.world_size),
+            hider=None if plan.masking is None else plan.masking.hider,
         ),
-        objective=Objective(encoder.model, contrast, static=encoder.static),
+        objective=Objective(encoder.model, contrast, static=encoder.static, masking=plan.masking),
         checkpoints=checkpoints,
         evaluator=evaluator,
         patience=options.patience,
@@ -345,8 +357,7 @@ def pairs_hash(evaluator: EmbeddingSimilarityEvaluator) -> str:
 def weights_of(model: SentenceTransformer) -> str:
     """A hash of the model to begin with: of shapes and of a sample of its weights."""
     content = hashlib.sha256()
-    head = head_of(model)
-    ours = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    ours = {id(parameter) for parameter in head_parameters(model).values()}
     for name, value in model.named_parameters():
         if id(value) in ours:
             continue
@@ -359,7 +370,7 @@ def weights_of(model: SentenceTransformer) -> str:
 def save_final(model: SentenceTransformer, output: Path, first: bool) -> Path:
     """The model without its training head, as sentence-transformers saves it."""
     folder = output / FINAL
-    drop_head(model)
+    drop_heads(model)
     model.eval()
     # Without the first tag the card of a model that was loaded would be saved as it is.
     model.model_card_data.add_tags(["generated_from_trainer", "simcse"])

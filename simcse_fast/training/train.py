@@ -57,6 +57,7 @@ def train(
     keep_checkpoints: int = 2,
     resume: bool = False,
     duplicates: str = "mask",
+    mlm_weight: float = 0.0,
     mini_batch_tokens: int | None = None,
     memory_share: float = 0.5,
     cache: str | Path | None = None,
@@ -107,6 +108,9 @@ def train(
         keep_checkpoints: how many of the newest to keep; the best is kept besides.
         resume: go on from the newest whole checkpoint in `output`.
         duplicates: "mask" leaves keys that equal the row's positive out of its negatives; "keep".
+        mlm_weight: of a masked language model's loss on the same sentences, added to the contrast:
+            15 % of their tokens are to be guessed by the head that transformers has for this kind
+            of encoder, which is not in the result; SimCSE tries 0.1.
         mini_batch_tokens: tokens that a transformer embeds at once; see `GradientCache`.
         memory_share: share of the free memory that embedding a batch may take.
         cache: folder for token ids; by default in `output`.
@@ -145,6 +149,7 @@ def train(
         duplicates=duplicates,
         mini_batch_tokens=mini_batch_tokens,
         memory_share=memory_share,
+        mlm_weight=mlm_weight,
     )
     if (unsupervised is None) == (triplets is None):
         given = "neither" if triplets is None else "both"

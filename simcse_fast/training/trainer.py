@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from simcse_fast.errors import InputError
 from simcse_fast.training.batches import Loader
-from simcse_fast.training.encoders import head_of, without_head
+from simcse_fast.training.encoders import head_parameters, without_heads
 from simcse_fast.training.sealed import UNFINISHED, writing
 
 if TYPE_CHECKING:
@@ -112,8 +112,9 @@ class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         """Keep the figures of a step; the loss is the mean of all processes."""
         objective, history = self.run.objective, self.run.history
         padded_here = loss.new_tensor(objective.padded_tokens, dtype=torch.double)
-        figures = torch.stack([loss.detach().double(), padded_here])
-        value, padded = self.accelerator.reduce(figures, "mean").tolist()
+        masked = loss.new_zeros(()) if objective.mlm_loss is None else objective.mlm_loss
+        figures = torch.stack([loss.detach().double(), padded_here, masked.double()])
+        value, padded, mlm_loss = self.accelerator.reduce(figures, "mean").tolist()
         if not np.isfinite(value):
             raise InputError(
                 f"the loss of step {self.state.global_step + 1} is {value}: "
@@ -121,6 +122,8 @@ class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             )
         objective.embeddings = []
         history.losses.append(value)
+        if objective.mlm_loss is not None:
+            history.mlm_losses.append(mlm_loss)
         history.sentences += self.run.order.batch_size
         history.real_tokens += inputs["real"]
         history.padded_tokens += round(padded * self.args.world_size)
@@ -173,22 +176,24 @@ class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             checkpoints.rotate(best)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002 - the parent's signature
-        """A model that loads without us, and the head beside it."""
+        """A model that loads without us, and what only training sees beside it."""
         folder = Path(output_dir or self.args.output_dir)
-        head = head_of(self.model)
-        with without_head(self.model) as model:
+        kept = {name: value.detach() for name, value in head_parameters(self.model).items()}
+        with without_heads(self.model) as model:
             model.save_pretrained(str(folder), create_model_card=False)
-        if head is not None:
-            save_file(head.state_dict(), str(folder / HEAD))
+        if kept:
+            save_file(kept, str(folder / HEAD))
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:  # noqa: ARG002 - the parent's signature
         """The weights of a checkpoint into the model that is there."""
         stored = SentenceTransformer(checkpoint_path, device="cpu").state_dict()
-        head = head_of(self.model)
-        with without_head(self.model) as bare:
+        with without_heads(self.model) as bare:
             bare.load_state_dict(stored)
-        if head is not None:
-            head.load_state_dict(load_file(str(Path(checkpoint_path, HEAD))))
+        parameters = head_parameters(self.model)
+        kept = load_file(str(Path(checkpoint_path, HEAD))) if parameters else {}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
 
     def train_from(self, start: Path | None, steps: int) -> None:
         """Train on from a checkpoint, or from the beginning."""
