@@ -36,17 +36,35 @@ def static(tmp_path_factory):
     return save_static(tmp_path_factory.mktemp("model") / "static")
 
 
-@pytest.fixture
-def run(static, tmp_path):
+def runner(static, folder):
     """Trains the static model; options can be changed."""
-    text = write_lines(tmp_path / "text.txt", sentences(100))
+    text = write_lines(folder / "text.txt", sentences(100))
 
     def trained(name="out", **options):
         given = {"unsupervised": text, "batch_size": 20, "steps": 8, "save_steps": 2}
-        given |= {"device": "cpu", "output": tmp_path / name}
+        given |= {"device": "cpu", "output": folder / name}
         return train(str(static), **(given | options))
 
     return trained
+
+
+@pytest.fixture
+def run(static, tmp_path):
+    """Trains in a folder of the test's own."""
+    return runner(static, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(static, tmp_path_factory):
+    """Trains in a folder where a run without interruption has ended; for tests that only read."""
+    run = runner(static, tmp_path_factory.mktemp("finished"))
+    return run, weights_hash(run().model)
+
+
+@pytest.fixture
+def whole(finished):
+    """The weights that a run without interruption ends with."""
+    return finished[1]
 
 
 def stop_at(monkeypatch, step, what):
@@ -92,8 +110,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(killed):
         assert not [name for name in left if name.startswith(".unfinished")], (moment, left)
 
 
-def test_torn_checkpoints_are_named_and_skipped(run, tmp_path):
-    expected = weights_hash(run("whole").model)
+def test_torn_checkpoints_are_named_and_skipped(run, whole, tmp_path):
     run(keep_checkpoints=4)
     out = tmp_path / "out"
     (out / "checkpoint-8" / sealed.MARKER).unlink()
@@ -109,7 +126,7 @@ def test_torn_checkpoints_are_named_and_skipped(run, tmp_path):
     assert told[1].endswith("model.safetensors is missing or not as it was written")
     assert told[2] == "checkpoint-4 is skipped: complete.json cannot be read"
     assert result.notes[3] == f"resumed from {out / 'checkpoint-2'}"
-    assert weights_hash(result.model) == expected
+    assert weights_hash(result.model) == whole
 
 
 @pytest.mark.parametrize(
@@ -122,21 +139,20 @@ def test_torn_checkpoints_are_named_and_skipped(run, tmp_path):
         pytest.param({"unsupervised": sentences(90)}, "with data '", id="data"),
     ],
 )
-def test_checkpoint_of_other_options_is_refused(run, change, named):
-    run()
+def test_checkpoint_of_other_options_is_refused(finished, change, named):
+    run, _ = finished
     with pytest.raises(InputError, match=r"resume: .*checkpoint-8 was trained with") as refused:
         run(resume=True, **change)
     assert named in str(refused.value)
 
 
-def test_what_decides_nothing_may_change(run, monkeypatch):
-    expected = weights_hash(run("whole").model)
+def test_what_decides_nothing_may_change(run, whole, monkeypatch):
     stop_at(monkeypatch, 5, stopped)
     with pytest.raises(Stopped):
         run()
     monkeypatch.undo()
     result = run(resume=True, save_steps=3, keep_checkpoints=5, memory_share=0.1)
-    assert weights_hash(result.model) == expected
+    assert weights_hash(result.model) == whole
 
 
 def test_resume_without_a_checkpoint_says_so_and_starts(run, tmp_path):
@@ -147,8 +163,8 @@ def test_resume_without_a_checkpoint_says_so_and_starts(run, tmp_path):
     assert result.steps == 8
 
 
-def test_earlier_run_is_not_overwritten(run, tmp_path):
-    before = weights_hash(run().model)
+def test_earlier_run_is_not_overwritten(finished):
+    run, before = finished
     with pytest.raises(
         InputError, match=r"output: .*/out holds an earlier run; resume it, or name"
     ):
@@ -173,9 +189,8 @@ def torch_on_a_full_disk(*arguments, **options):
     ],
 )
 def test_full_disk_is_one_sentence_and_the_last_checkpoint_resumes(
-    run, tmp_path, monkeypatch, place, failure
+    run, whole, tmp_path, monkeypatch, place, failure
 ):
-    expected = weights_hash(run("whole").model)
     stop_at(monkeypatch, 4, lambda: monkeypatch.setattr(*place, failure))
     with pytest.raises(OSError, match=r"checkpoint-4: cannot be written") as refused:
         run()
@@ -185,7 +200,7 @@ def test_full_disk_is_one_sentence_and_the_last_checkpoint_resumes(
     assert left == ["cache", "checkpoint-2"]
     result = run(resume=True)
     assert result.notes[0].endswith("checkpoint-2")
-    assert weights_hash(result.model) == expected
+    assert weights_hash(result.model) == whole
 
 
 def test_a_real_full_disk(static, tmp_path):
@@ -217,8 +232,7 @@ def test_a_real_full_disk(static, tmp_path):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_says_where(run, tmp_path, monkeypatch, signal_number):
-    expected = weights_hash(run("whole").model)
+def test_signal_saves_and_says_where(run, whole, tmp_path, monkeypatch, signal_number):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     stop_at(monkeypatch, 5, lambda: signal.raise_signal(signal_number))
     with pytest.raises(KeyboardInterrupt, match=r"checkpoint-5 is whole, resume goes on from it"):
@@ -227,7 +241,7 @@ def test_signal_saves_and_says_where(run, tmp_path, monkeypatch, signal_number):
     monkeypatch.undo()
     result = run(resume=True)
     assert result.notes[0] == f"resumed from {tmp_path / 'out' / 'checkpoint-5'}"
-    assert weights_hash(result.model) == expected
+    assert weights_hash(result.model) == whole
 
 
 def test_model_of_a_stopped_run_can_be_trained_again(tmp_path, monkeypatch):

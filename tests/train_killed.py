@@ -3,6 +3,7 @@
 The libraries are loaded once; each training runs in a fork, and a killed one gets SIGKILL.
 """
 
+import gc
 import json
 import os
 import signal
@@ -85,7 +86,11 @@ def main(folder: Path) -> None:
     """Train once without interruption, and once with one for each moment."""
     model, text = folder / "bert", write_lines(folder / "text.txt", sentences(100))
     pairs = write_lines(folder / "pairs.tsv", scored_pairs(40))
-    in_fork(lambda: save_bert(model))
+    save_bert(model)
+    # What is imported late, and looked through for garbage, is so once and not in every fork.
+    options = {"steps": 1, "batch_size": 16, "device": "cpu", "evaluate": pairs}
+    train(str(model), unsupervised=text, output=folder / "first", **options)
+    gc.freeze()
 
     def trained(name: str, *, resume: bool, kill=None) -> int:
         def work() -> None:

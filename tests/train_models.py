@@ -1,5 +1,7 @@
 """Tiny models and texts for the tests of training, made from nothing."""
 
+import atexit
+import gc
 import hashlib
 from pathlib import Path
 
@@ -9,6 +11,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+# Every training collects garbage; what the imports have made would be looked through each time.
+gc.freeze()
+atexit.register(gc.unfreeze)
 
 TOPICS, WORDS_OF_A_TOPIC, COMMON = 20, 10, 60
 WORDS = [f"t{t}w{w}" for t in range(TOPICS) for w in range(WORDS_OF_A_TOPIC)] + [
