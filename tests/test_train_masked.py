@@ -11,14 +11,14 @@ pytest.importorskip("sentence_transformers", reason="needs the extra train")
 
 from sentence_transformers import SentenceTransformer
 from train_models import SPECIAL, WORDS, save_bert, save_static, sentences, triplets, weights_hash
-from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertForMaskedLM
 
 from simcse_fast import cli, train
 from simcse_fast.errors import InputError
 from simcse_fast.training import trainer
 from simcse_fast.training.batches import Batch, Collator
 from simcse_fast.training.encoders import head_parameters, heads_of, load_encoder
-from simcse_fast.training.masking import Hider, add_masking
+from simcse_fast.training.masking import Hider, add_masking, load_language_model, with_encoder
 from simcse_fast.training.objective import Contrast, Objective
 from simcse_fast.training.text_encoder import TextEncoder
 from simcse_fast.training.tokens import token_data
@@ -130,10 +130,11 @@ def test_embedded_again_draws_the_same_dropout(models, tmp_path):
 
 
 def test_tokens_are_hidden_as_bert_has_it():
-    special = np.zeros(1000, bool)
+    special = np.zeros(1100, bool)  # a model of 1,100 ids, a vocabulary of 1,000
     special[:5] = True
     ids = np.random.default_rng(0).integers(0, 1000, 400_000)
-    shown, targets = Hider(4, special)(ids, np.random.default_rng(1))
+    shown, targets = Hider(4, special, 1000)(ids, np.random.default_rng(1))
+    assert shown.max() == 999
     guessed = targets > 0
     assert np.array_equal(targets[guessed] - 1, ids[guessed])
     assert not (guessed & special[ids]).any()
@@ -233,6 +234,35 @@ def test_head_of_the_checkpoint_is_used(models):
     vectors = encoder.model[0].model.get_input_embeddings().weight
     assert masking.head.language_model.get_output_embeddings().weight is vectors
     assert not any(value is vectors for value in found.values())
+
+
+KINDS = [
+    pytest.param("mpnet", {}, id="mpnet"),
+    pytest.param("distilbert", {"dim": 16, "hidden_dim": 32, "n_heads": 2}, id="distilbert"),
+    pytest.param("modernbert", dict.fromkeys(("bos_token_id", "eos_token_id"), 3), id="modernbert"),
+    pytest.param("rembert", {"bos_token_id": 2, "eos_token_id": 3}, id="decoder-of-its-own"),
+    pytest.param("longformer", {"attention_window": 4}, id="bias-left-empty-by-from_pretrained"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_heads_of_other_kinds_are_those_of_transformers(tmp_path, kind, options):
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
+    sizes |= {"cls_token_id": 2, "sep_token_id": 3} if kind == "modernbert" else {}
+    torch.manual_seed(0)
+    encoder = AutoModel.from_config(AutoConfig.for_model(kind, **(sizes | options))).eval()
+    encoder.save_pretrained(tmp_path)
+    model, whole = load_language_model(AutoConfig.from_pretrained(tmp_path))
+    assert not whole
+    assert max(p.abs().max() for p in model.parameters()) <= 1  # as new, norms at 1
+    ids = torch.randint(4, 50, (2, 8))
+    setattr(model.eval(), model.base_model_prefix, encoder)
+    model.tie_weights()
+    expected = model(input_ids=ids).logits.flatten(0, 1)
+    head = with_encoder(model, encoder)
+    torch.testing.assert_close(head.logits(encoder(ids)[0].flatten(0, 1)), expected)
+    assert head.logits(torch.zeros(0, 16)).shape == (0, 50)  # no token of a mini-batch
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,13 @@ class Hider:
 
     Args:
         mask: the id that hides a token.
-        special: (vocabulary,) True for ids that are never hidden.
+        special: (ids of the model,) True for those that are never hidden.
+        size: of the tokenizer's vocabulary; a model may have more ids, which nobody ever sees.
     """
 
     mask: int
     special: NDArray[np.bool_]
+    size: int
 
     def __call__(
         self, ids: NDArray[np.int64], rng: np.random.Generator
@@ -60,7 +62,7 @@ class Hider:
         replaced = ~hidden & (rng.random(len(place)) < REPLACED)
         shown = ids.copy()
         shown[place[hidden]] = self.mask
-        shown[place[replaced]] = rng.integers(0, len(self.special), int(replaced.sum()))
+        shown[place[replaced]] = rng.integers(0, self.size, int(replaced.sum()))
         return shown, np.where(guessed, ids + 1, 0)
 
 
@@ -187,7 +189,8 @@ def add_masking(encoder: Encoder, weight: float) -> Masking | None:
         ) from error
     encoder.model.append(head)
     fresh = f"{encoder.name} holds no masked language model's head: it begins with random weights"
-    return Masking(head, Hider(tokenizer.mask_token_id, special), weight, None if whole else fresh)
+    hider = Hider(tokenizer.mask_token_id, special, min(len(tokenizer), len(special)))
+    return Masking(head, hider, weight, None if whole else fresh)
 
 
 def with_encoder(language_model: Any, encoder: nn.Module) -> MaskedHead:
@@ -204,17 +207,28 @@ def load_language_model(config: Any) -> tuple[Any, bool]:
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # it would list what is missing; a note says so
     try:
-        try:
-            model, about = AutoModelForMaskedLM.from_pretrained(
-                config.name_or_path,
-                config=copy.deepcopy(config),
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError):  # made in memory, or not there any more
-            return AutoModelForMaskedLM.from_config(copy.deepcopy(config)), False
+        model = stored_language_model(config)
+        if model is not None:
+            return model, True
+        return AutoModelForMaskedLM.from_config(copy.deepcopy(config)), False
     finally:
         logging.set_verbosity(told)
+
+
+def stored_language_model(config: Any) -> Any:
+    """The one of the checkpoint that a configuration came from; None without a whole head.
+
+    What is missing there stays without values in some models of transformers (Longformer's bias).
+    """
+    try:
+        model, about = AutoModelForMaskedLM.from_pretrained(
+            config.name_or_path,
+            config=copy.deepcopy(config),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError):  # made in memory, or not there any more
+        return None
     lacking = [*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])]
-    prefix = f"{model.base_model_prefix}."
-    return model, all(key.startswith(prefix) for key in lacking)
+    whole = all(key.startswith(f"{model.base_model_prefix}.") for key in lacking)
+    return model if whole else None
