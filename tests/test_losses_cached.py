@@ -29,6 +29,8 @@ from sentence_transformers_cases import (
 
 from simcse_fast import losses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ["CachedMultipleNegativesRankingLoss", "CachedMultipleNegativesSymmetricRankingLoss"]
 # Nothing kept, some graphs kept (one of these batches holds about 1 MB), and all of them.
 MEMORY = [
@@ -36,15 +38,6 @@ MEMORY = [
     pytest.param({"memory_limit": 700_000}, id="kept-some"),
     pytest.param({}, id="kept-all"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The problems are small; threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +52,10 @@ def cached(module, model, memory=None, **options):
     return loss
 
 
-def gradients(loss, model, columns, factor=1.0):
+def gradients(loss, model, columns, factor=1.0, features=None):
     """The loss and all parameters' gradients."""
     model.zero_grad()
-    value = loss([model.preprocess(column) for column in columns], None)
+    value = loss(features or [model.preprocess(column) for column in columns], None)
     (value * factor).backward()
     flat = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return value.detach(), torch.cat(flat)
@@ -205,18 +198,10 @@ def test_prompts_are_left_out_of_the_mean(tmp_path):
         prompts = ("w1 w2 w3 ", "w4 ")
         return [model.preprocess(c, prompt=p) for c, p in zip(columns, prompts, strict=True)]
 
-    found = []
-    for loss in (
-        originals.MultipleNegativesRankingLoss(model),
-        cached(losses, model, mini_batch_size=4),
-    ):
-        model.zero_grad()
-        value = loss(features(), None)
-        value.backward()
-        flat = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        found.append((value.detach(), torch.cat(flat)))
     assert "prompt_length" in features()[0]
-    assert_same(found[1], found[0])
+    plain, ours = originals.MultipleNegativesRankingLoss(model), cached(losses, model)
+    expected = gradients(plain, model, columns, features=features())
+    assert_same(gradients(ours, model, columns, features=features()), expected)
 
 
 def test_half_precision_embeddings_keep_small_gradients(model):
@@ -297,17 +282,10 @@ def test_features_whose_rows_are_no_samples_take_the_originals_mini_batches(mode
         return [{**model.preprocess(c), "pixel_values": pixels, **counts} for c in columns]
 
     assert len(_create_minibatch(features()[0], 0, 4)["pixel_values"]) == 8
-    found = []
-    for loss in (
-        originals.MultipleNegativesRankingLoss(Seeing()),
-        cached(losses, Seeing(), mini_batch_size=4),
-    ):
-        model.zero_grad()
-        value = loss(features(), None)
-        value.backward()
-        flat = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        found.append((value.detach(), torch.cat(flat)))
-    assert_same(found[1], found[0])
+    plain = originals.MultipleNegativesRankingLoss(Seeing())
+    expected = gradients(plain, model, columns, features=features())
+    ours = cached(losses, Seeing(), mini_batch_size=4)
+    assert_same(gradients(ours, model, columns, features=features()), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

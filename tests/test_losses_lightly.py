@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from simcse_fast.losses import NTXentLoss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FILES = {
     "lightly.utils.dist": "utils/dist.py",
     "lightly.models.modules.memory_bank": "models/modules/memory_bank.py",
@@ -48,15 +50,6 @@ def all_rows(x):
     gathered = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(gathered, x.contiguous())
     return torch.cat(gathered)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The problems are small; threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

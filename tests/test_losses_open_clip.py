@@ -15,14 +15,7 @@ from torch.nn import functional as F
 from simcse_fast import backends
 from simcse_fast.losses import ClipLoss
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The problems are small; threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -27,21 +27,14 @@ from sentence_transformers_cases import (
 
 from simcse_fast import losses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Pairs, triplets, and two negatives: own hard negatives in no, one and several column blocks.
 COLUMNS = [
     pytest.param(2, id="pairs"),
     pytest.param(3, id="triplets"),
     pytest.param(4, id="tuples"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The problems are small; threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def embeddings(columns, rows=13, width=8, dtype=torch.float64, seed=0):

@@ -26,13 +26,7 @@ from simcse_fast import info_nce, train
 from simcse_fast.training.encoders import POOLINGS, heads_of, load_encoder, without_heads
 from simcse_fast.training.objective import Contrast, Objective
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models as small as these wait longer for a second thread than it saves."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

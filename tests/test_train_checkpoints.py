@@ -24,11 +24,7 @@ from simcse_fast.training import checkpoints, sealed, trainer
 SAME = ("weights", "last", "steps", "losses", "evaluations", "tokens")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

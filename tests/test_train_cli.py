@@ -15,12 +15,7 @@ from simcse_fast import cli, train
 from simcse_fast.errors import InputError
 from simcse_fast.training import progress
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,7 @@ MASK, VOCABULARY = SPECIAL.index("[MASK]"), len(SPECIAL) + len(WORDS)
 LINES = sentences(40)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
