@@ -1,7 +1,7 @@
 """Processes that share a loss: who they are, and what they agree on before anything is gathered.
 
-The ranks exchange one short vector of integers. What does not fit
-together, or a rank that refuses its arguments, becomes the same error everywhere instead of a wait.
+The ranks exchange one short vector of integers. What does not fit together, or a rank that refuses
+its arguments, becomes the same error everywhere instead of a wait.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ CONSTANTS = ("prompt_length",)
 # Places where the samples of a flat list of tokens begin: of nn.EmbeddingBag, which takes a batch
 # whole, and of attention without padding, which takes any of its samples.
 BAG, FLAT = "offsets", "cu_seq_lens_q"
+BARE = ""  # the name of a column that is one tensor
 MATRIX = 2
 
 
@@ -47,19 +48,18 @@ class Pool:
     """
 
     def __init__(self, columns: Sequence[Features]) -> None:
-        self.columns = columns
+        self.columns = [named(column) for column in columns]
         self.counts = [rows_of(column) for column in columns]
-        self.lengths = torch.cat(
-            [_lengths(column, count) for column, count in zip(columns, self.counts, strict=True)]
-        )
         self.widths = [width_of(column) for column in columns]
+        parts = zip(self.columns, self.counts, self.widths, strict=True)
+        self.lengths = torch.cat([_lengths(*part) for part in parts])
 
     def minibatches(self, tokens: int | None, rows: int | None) -> list[Minibatch]:
         """All rows, longest first, in mini-batches of at most so many padded tokens and rows.
 
         A row that is longer than `tokens` makes a mini-batch of its own.
         """
-        if any(not cuttable(column) for column in self.columns):
+        if BAG in self.columns[0]:
             return [Minibatch(torch.arange(len(self.lengths)), int(self.lengths.max()))]
         order = self.lengths.argsort(descending=True, stable=True)
         lengths = self.lengths[order].tolist()
@@ -74,10 +74,15 @@ class Pool:
     def select(self, batch: Minibatch) -> Features:
         """The features of a mini-batch, as new tensors."""
         first = self.columns[0]
-        if not isinstance(first, Tensor) and BAG in first:
+        if BAG in first:
             return dict(first)
-        if not isinstance(first, Tensor) and FLAT in first:
+        if FLAT in first:
             return _take_flat(first, batch.rows)
+        taken = self._taken(batch)
+        features: Features = taken.get(BARE, taken)
+        return features
+
+    def _taken(self, batch: Minibatch) -> dict[str, Any]:
         pieces, begin, positions = [], 0, []
         for column, count, width in zip(self.columns, self.counts, self.widths, strict=True):
             mine = ((batch.rows >= begin) & (batch.rows < begin + count)).nonzero()[:, 0]
@@ -101,13 +106,19 @@ def pools(columns: Sequence[Features], kinds: Sequence[object]) -> list[list[int
     found: list[tuple[object, list[int]]] = []
     for number, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
         for other, numbers in found:
-            first = columns[numbers[0]]
-            if other is kind and _alike(column, first):
+            if other is kind and _alike(named(column), named(columns[numbers[0]])):
                 numbers.append(number)
                 break
         else:
             found.append((kind, [number]))
     return [numbers for _, numbers in found]
+
+
+def named(column: Features) -> Mapping[str, Any]:
+    """A column by names; of what is no column, nothing."""
+    if isinstance(column, Tensor):
+        return {BARE: column}
+    return column if hasattr(column, "items") else {}
 
 
 def rows_of(column: Features) -> int:
@@ -117,8 +128,6 @@ def rows_of(column: Features) -> int:
         TypeError: the column is neither a tensor nor a mapping that holds one.
         ValueError: its tensors have different numbers of rows.
     """
-    if isinstance(column, Tensor) and column.ndim:
-        return len(column)
     tensors = _tensors(column)
     if BAG in tensors:
         return len(tensors[BAG])
@@ -137,15 +146,12 @@ def rows_of(column: Features) -> int:
 
 def device_of(columns: Sequence[Features]) -> torch.device:
     """Where the tensors of a batch are."""
-    first = columns[0]
-    tensors = [first] if isinstance(first, Tensor) else list(_tensors(first).values())
-    return tensors[0].device
+    return next(iter(_tensors(columns[0]).values())).device
 
 
 def requires_grad(column: Features) -> bool:
     """Whether a tensor of a column waits for a gradient."""
-    tensors = [column] if isinstance(column, Tensor) else list(_tensors(column).values())
-    return any(x.requires_grad for x in tensors)
+    return any(x.requires_grad for x in _tensors(column).values())
 
 
 def apart(
@@ -169,61 +175,45 @@ def together(gradients: Sequence[Tensor | None], counts: Sequence[int]) -> Tenso
     return torch.cat([like.new_zeros(n, like.shape[1]) if x is None else x for x, n in pieces])
 
 
-def cuttable(column: Features) -> bool:
-    """Whether rows of a column can be embedded apart from the others."""
-    return isinstance(column, Tensor) or BAG not in column
-
-
 def real_tokens(column: Features) -> int:
     """Tokens of a column without its padding."""
-    if isinstance(column, Tensor):
-        return len(column)
-    tensors, mask = _tensors(column), _mask(column)
+    column = named(column)
+    mask = _mask(column)
     if mask is not None:
         return int((mask != 0).sum())
-    if BAG in tensors:
-        return rows_of(column)
-    return tensors["input_ids"].numel() if "input_ids" in tensors else rows_of(column)
+    ids = None if BAG in column else column.get("input_ids")
+    return ids.numel() if isinstance(ids, Tensor) else rows_of(column)
 
 
 def _tensors(column: Features) -> dict[str, Tensor]:
-    if not hasattr(column, "items"):
-        return {}
-    return {name: x for name, x in column.items() if isinstance(x, Tensor)}
+    return {name: x for name, x in named(column).items() if isinstance(x, Tensor)}
 
 
 def width_of(column: Features) -> int:
     """Tokens of a padded row; 0 where rows are no sequences of tokens."""
-    tensors = {} if isinstance(column, Tensor) else _tensors(column)
+    tensors = _tensors(column)
     for name in ("attention_mask", "input_ids"):
         if name in tensors and tensors[name].ndim == MATRIX:
             return tensors[name].shape[1]
     return 0
 
 
-def _lengths(column: Features, rows: int) -> Tensor:
+def _lengths(column: Mapping[str, Any], rows: int, width: int) -> Tensor:
     """(rows,) tokens up to the last that is not padding, at least one, on the CPU.
 
     Padding on the left stays: without it, positions that a model counts from the left would move.
     """
-    width = width_of(column)
-    if not isinstance(column, Tensor) and FLAT in column:
+    if FLAT in column:
         flat: Tensor = column[FLAT]
         return flat.diff().clamp_min(1).to("cpu", torch.int64)
-    mask = None if isinstance(column, Tensor) else _mask(column)
+    mask = _mask(column)
     if mask is None:
         return torch.full((rows,), max(width, 1))
     places = torch.arange(1, width + 1, dtype=torch.int32, device=mask.device)
     return ((mask != 0) * places).amax(1).clamp_min(1).to("cpu", torch.int64)
 
 
-def _alike(one: Features, other: Features) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return (
-            isinstance(one, Tensor)
-            and isinstance(other, Tensor)
-            and _kind(one, 0) == _kind(other, 0)
-        )
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if set(one) != set(other) or BAG in one or FLAT in one:
         return False
     widths = width_of(one), width_of(other)
@@ -262,10 +252,8 @@ def _has_tokens(x: Tensor, width: int) -> bool:
     return bool(width) and x.ndim >= MATRIX and x.shape[1] == width
 
 
-def _take(column: Features, rows: Tensor, width: int, wanted: int) -> Features:
+def _take(column: Mapping[str, Any], rows: Tensor, width: int, wanted: int) -> dict[str, Any]:
     """These rows of a column; of tokens as many as wanted, with padding where there are fewer."""
-    if isinstance(column, Tensor):
-        return column[rows.to(column.device)]
     index: dict[torch.device, Tensor] = {}
     taken: dict[str, Any] = {}
     for name, x in column.items():
@@ -282,7 +270,7 @@ def _take(column: Features, rows: Tensor, width: int, wanted: int) -> Features:
     return taken
 
 
-def _take_flat(column: Mapping[str, Any], rows: Tensor) -> Features:
+def _take_flat(column: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """These samples of a flat list of tokens, end to end."""
     begins = column[FLAT].to("cpu", torch.int64)
     lengths = begins.diff()[rows]
@@ -304,15 +292,12 @@ def _take_flat(column: Mapping[str, Any], rows: Tensor) -> Features:
     return taken
 
 
-def _joined(pieces: list[Features], order: Tensor) -> Features:
-    first = pieces[0]
-    if isinstance(first, Tensor):
-        return torch.cat(pieces)[order.to(first.device)]  # type: ignore[arg-type]
+def _joined(pieces: list[dict[str, Any]], order: Tensor) -> dict[str, Any]:
     joined = {}
-    for name, x in first.items():
+    for name, x in pieces[0].items():
         if not isinstance(x, Tensor) or name in CONSTANTS or not x.ndim:
             joined[name] = x
         else:
-            whole = torch.cat([piece[name] for piece in pieces])  # type: ignore[index]
+            whole = torch.cat([piece[name] for piece in pieces])
             joined[name] = whole.index_select(0, order.to(x.device))
     return joined

@@ -23,8 +23,9 @@ from train_models import (
 )
 
 from simcse_fast import info_nce, train
-from simcse_fast.training.encoders import POOLINGS, heads_of, load_encoder, without_heads
+from simcse_fast.training.encoders import heads_of, load_encoder, without_heads
 from simcse_fast.training.objective import Contrast, Objective
+from simcse_fast.training.options import POOLINGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -42,7 +42,7 @@ def static(models):
 
 
 def texts_of(source, argument):
-    return [column.strings(0, len(column)) for column in read_columns(source, argument)]
+    return [[text.strip() for text in column.texts()] for column in read_columns(source, argument)]
 
 
 def as_jsonl(path, rows, names):

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, bold, number, say, whole, write_json, write_lines
 from simcse_fast.errors import InputError
+from simcse_fast.training.options import DUPLICATES, POOLINGS
 
 if TYPE_CHECKING:
     import argparse
 
     from simcse_fast.training import TrainingResult
 
-POOLINGS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last")
 # What is no argument of `train`, but of the command.
 OWN = ("name", "command", "run", "json")
 
@@ -70,7 +70,7 @@ def add_recipe(train: Parser) -> None:
     recipe.add_argument("--weight-decay", type=number, default=0.0, metavar="X", help="0")
     recipe.add_argument(
         "--duplicates",
-        choices=("mask", "keep"),
+        choices=DUPLICATES,
         default="mask",
         help="as negatives: mask (default)",
     )

@@ -33,10 +33,10 @@ class Sentences:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def texts(self) -> Iterator[str]:
-        """The sentences, without the line breaks of a file."""
-        data = self.data.data
-        for low, high in pairwise(self.starts.tolist()):
+    def texts(self, first: int = 0, end: int | None = None) -> Iterator[str]:
+        """The sentences, or those from `first` up to `end`, without the line breaks of a file."""
+        data, starts = self.data.data, self.starts[first : None if end is None else end + 1]
+        for low, high in pairwise(starts.tolist()):
             yield str(data[low:high], "utf-8").rstrip("\r\n")
 
 

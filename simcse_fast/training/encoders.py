@@ -19,12 +19,11 @@ from sentence_transformers.sentence_transformer.modules import (
 from sentence_transformers.util import is_sentence_transformer_model
 
 from simcse_fast.errors import InputError
+from simcse_fast.training.options import POOLINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-POOLINGS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last")
 
 
 class OnlyWhileTraining(torch.nn.Module):

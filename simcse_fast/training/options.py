@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from simcse_fast.errors import InputError
 
+POOLINGS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last")
 DUPLICATES = ("mask", "keep")
 # Unsupervised and supervised SimCSE (Gao et al. 2021, appendix A), and what a static model, whose
 # words all start at random, learns with.
@@ -49,8 +51,8 @@ class Options:
     def __post_init__(self) -> None:
         for name, least in WHOLE.items():
             check_whole(name, getattr(self, name), least)
-        for name, (low, high) in RANGES.items():
-            check_range(name, getattr(self, name), low, high)
+        for name, (zero, high) in RANGES.items():
+            check_range(name, getattr(self, name), zero=zero, high=high)
         if self.duplicates not in DUPLICATES:
             raise InputError(f"duplicates: expected mask or keep, got {self.duplicates!r}")
         if self.bf16 and self.fp16:
@@ -77,15 +79,15 @@ WHOLE = {
     "keep_checkpoints": 1,
     "mini_batch_tokens": 1,
 }
-# Numbers in an interval open at its lower end.
+# Numbers from 0 on: whether 0 is allowed, and the largest that is.
 RANGES = {
-    "temperature": (0.0, float("inf")),
-    "epochs": (0.0, float("inf")),
-    "learning_rate": (0.0, float("inf")),
-    "warmup": (-1e-300, 1.0),
-    "weight_decay": (-1e-300, float("inf")),
-    "mlm_weight": (-1e-300, float("inf")),
-    "memory_share": (-1e-300, 1.0),
+    "temperature": (False, math.inf),
+    "epochs": (False, math.inf),
+    "learning_rate": (False, math.inf),
+    "warmup": (True, 1.0),
+    "weight_decay": (True, math.inf),
+    "mlm_weight": (True, math.inf),
+    "memory_share": (True, 1.0),
 }
 
 
@@ -99,12 +101,13 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise InputError(f"{name}: expected a whole number >= {least}, got {value}")
 
 
-def check_range(name: str, value: Any, low: float, high: float) -> None:
-    """Refuse what is no number, or outside."""
+def check_range(name: str, value: Any, *, zero: bool, high: float) -> None:
+    """Refuse what is no number, or not between 0 and `high`."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not low < value <= high or value == float("inf"):
-        limits = f"in [0, {high:g}]" if high == 1 else (">= 0" if low < 0 else "> 0")
+    enough = value >= 0 if zero else value > 0
+    if not (enough and value <= high) or value == math.inf:
+        limits = f"in [0, {high:g}]" if high == 1 else (">= 0" if zero else "> 0")
         raise InputError(f"{name}: expected a finite number {limits}, got {value}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +16,7 @@ import pyarrow.parquet as pq
 
 from simcse_fast.errors import InputError
 from simcse_fast.information import corpus
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from simcse_fast.information.corpus import Sentences
 
 ENDINGS = (".txt", ".tsv", ".parquet", ".jsonl")
 # For each argument the names under which its columns are looked for, the first match wins.
@@ -44,23 +40,7 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
 WIDTHS = {"unsupervised": (1,), "triplets": (2, 3), "evaluate": (3,)}
 
 
-@dataclass(frozen=True)
-class Texts:
-    """UTF-8 in one buffer: text t is data[starts[t] : starts[t + 1]], a line break at its end."""
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def strings(self, low: int, high: int) -> list[str]:
-        """The texts from `low` up to `high`."""
-        data, starts = self.data.data, self.starts[low : high + 1].tolist()
-        return [str(data[start:end], "utf-8").strip() for start, end in pairwise(starts)]
-
-
-def read_columns(source: object, argument: str) -> list[Texts]:
+def read_columns(source: object, argument: str) -> list[Sentences]:
     """The columns of text of one argument of `train`.
 
     Args:
@@ -74,7 +54,7 @@ def read_columns(source: object, argument: str) -> list[Texts]:
         InputError: the source is missing, empty, malformed, or has other columns.
     """
     table = read_table(source, argument)
-    if isinstance(table, Texts):
+    if isinstance(table, Sentences):
         if argument != "unsupervised":
             raise InputError(
                 f"{argument}: {label(source)} holds one column of text; expected 2 or 3"
@@ -91,7 +71,7 @@ def read_columns(source: object, argument: str) -> list[Texts]:
 def read_scored_pairs(source: object) -> tuple[list[str], list[str], list[float]]:
     """Sentence pairs and their scores, for `evaluate`."""
     table = read_table(source, "evaluate")
-    if isinstance(table, Texts):
+    if isinstance(table, Sentences):
         raise InputError(
             f"evaluate: {label(source)} holds sentences; expected sentence1, sentence2, score"
         )
@@ -105,7 +85,7 @@ def read_scored_pairs(source: object) -> tuple[list[str], list[str], list[float]
         raise InputError(
             f"evaluate: column {score} must hold two or more finite scores that are not all equal"
         )
-    texts = [column.strings(0, len(column)) for column in columns]
+    texts = [[text.strip() for text in column.texts()] for column in columns]
     return texts[0], texts[1], scores.tolist()
 
 
@@ -114,7 +94,7 @@ def label(source: object) -> str:
     return str(source) if isinstance(source, str | os.PathLike) else type(source).__name__
 
 
-def read_table(source: Any, argument: str) -> pa.Table | Texts:
+def read_table(source: Any, argument: str) -> pa.Table | Sentences:
     """The source as it is, its columns not yet chosen."""
     try:
         if isinstance(source, str | os.PathLike):
@@ -137,7 +117,7 @@ def read_table(source: Any, argument: str) -> pa.Table | Texts:
         raise TypeError(f"{argument}: {str(error).removeprefix('corpus: ')}") from error
 
 
-def read_path(name: str, argument: str) -> pa.Table | Texts:
+def read_path(name: str, argument: str) -> pa.Table | Sentences:
     """A file by its ending; a name that is no file is looked for on the hub."""
     path = Path(name)
     if path.suffix in ENDINGS or path.exists():
@@ -190,7 +170,7 @@ def fields_expected(argument: str, found: int) -> str:
     return f"expected {numbers} tab-separated fields ({names}), found {found}"
 
 
-def read_jsonl(path: Path, argument: str) -> pa.Table | Texts:
+def read_jsonl(path: Path, argument: str) -> pa.Table | Sentences:
     """One JSON object a line with the columns in its fields, or one string a line."""
     if argument == "unsupervised":
         return texts_of(corpus.read_jsonl(path), argument)
@@ -257,7 +237,7 @@ def choose(table: pa.Table, argument: str) -> list[str]:
     raise InputError(f"{argument}: expected the columns {wanted}; found {found}")
 
 
-def strings_of(column: pa.ChunkedArray, where: str) -> Texts:
+def strings_of(column: pa.ChunkedArray, where: str) -> Sentences:
     """A column of an Arrow table."""
     try:
         return texts_of(corpus.from_arrow(column, where), where)
@@ -267,8 +247,8 @@ def strings_of(column: pa.ChunkedArray, where: str) -> Texts:
         raise InputError(str(error)) from None
 
 
-def texts_of(sentences: Any, argument: str) -> Texts:
-    """What the readers of corpora give."""
-    if not isinstance(sentences, corpus.Sentences):
+def texts_of(sentences: Any, argument: str) -> Sentences:
+    """What the readers of corpora give, where it is text."""
+    if not isinstance(sentences, Sentences):
         raise TypeError(f"{argument}: expected texts, got token ids")
-    return Texts(sentences.data, sentences.starts)
+    return sentences

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from simcse_fast.errors import InputError
 from simcse_fast.training.sealed import made, note_of, writing
-from simcse_fast.training.texts import Texts, label, read_columns
+from simcse_fast.training.texts import label, read_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from simcse_fast.information.corpus import Sentences
     from simcse_fast.training.text_encoder import TextEncoder
 
 VERSION = 1  # of the files; one of another version is made anew
@@ -161,7 +162,7 @@ def is_file(source: object) -> bool:
 
 def fingerprint_of(
     source: Any, argument: str, encoder: TextEncoder
-) -> tuple[str, list[Texts] | None]:
+) -> tuple[str, list[Sentences] | None]:
     """What the ids depend on, as a hash; and the texts, where they had to be read for it."""
     parts = [str(VERSION), argument, encoder.fingerprint]
     if is_file(source):
@@ -178,7 +179,7 @@ def fingerprint_of(
 
 
 def write(
-    columns: list[Texts], encoder: TextEncoder, folder: Path, argument: str
+    columns: list[Sentences], encoder: TextEncoder, folder: Path, argument: str
 ) -> dict[str, Any]:
     """Tokenize, and write everything that `read` reads, but for what it returns."""
     bar = tqdm(
@@ -214,7 +215,7 @@ def write(
 
 
 def write_column(
-    texts: Texts, encoder: TextEncoder, folder: Path, number: int, bar: Any
+    texts: Sentences, encoder: TextEncoder, folder: Path, number: int, bar: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64], int]:
     """Ids of one column to the disk; its lengths, hashes of its texts, and how many were cut."""
     lengths, hashes, truncated = [], [], 0
@@ -231,10 +232,10 @@ def write_column(
     return counts, np.concatenate(hashes), truncated
 
 
-def chunks(texts: Texts) -> Iterator[list[str]]:
+def chunks(texts: Sentences) -> Iterator[list[str]]:
     """The texts, many at a time."""
     for low in range(0, len(texts), CHUNK):
-        yield texts.strings(low, min(low + CHUNK, len(texts)))
+        yield [text.strip() for text in texts.texts(low, low + CHUNK)]
 
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
