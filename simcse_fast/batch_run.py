@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from simcse_fast.memory import keep_freed_memory
 from simcse_fast.minibatches import Minibatch, Pool, apart, real_tokens, together
 from simcse_fast.replay import Autocast, RandomState, finish, learns, parallel_of, synchronised
 from simcse_fast.saved_tensors import Saved, Shelf
@@ -62,6 +63,8 @@ class BatchRun:
         # A device's allocator leaves no holes behind.
         self.device = cache.device(columns)
         self.shelf = Shelf(cache.slabs) if self.device.type == "cpu" else None
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.pools = [Pool([columns[n] for n in numbers]) for numbers in groups]
         self.autocast = Autocast(self.device)
         self.grad = torch.is_grad_enabled()

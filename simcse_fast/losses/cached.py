@@ -94,20 +94,18 @@ class _Cached(nn.Module):
 
     def _cache_for(self, columns: Sequence[dict[str, Any]]) -> GradientCache:
         """Mini-batches no larger than the original's at their widest."""
+        # Nothing of the cache points back here: it holds gigabytes, which go with the loss.
+        encode = functools.partial(_embed, self.model)
         if self._cache is None:
             self._cache = GradientCache(
-                self._embed, memory_share=self.memory_share, memory_limit=self.memory_limit
+                encode, memory_share=self.memory_share, memory_limit=self.memory_limit
             )
         cache, tokens = self._cache, self.mini_batch_num_tokens
         widest = max(map(width_of, columns))
         cache.mini_batch_tokens = tokens or (self.mini_batch_size * widest or None)
         cache.mini_batch_size = None if widest else self.mini_batch_size
-        cache.model, cache.progress = self.model, self.show_progress_bar
+        cache.encode, cache.model, cache.progress = encode, self.model, self.show_progress_bar
         return cache
-
-    def _embed(self, features: dict[str, Any]) -> Tensor:
-        embeddings: Tensor = self.model(features)["sentence_embedding"]
-        return embeddings
 
 
 def _rows_are_samples(column: dict[str, Any]) -> bool:
@@ -115,6 +113,11 @@ def _rows_are_samples(column: dict[str, Any]) -> bool:
         return rows_of(column) > 0
     except ValueError:
         return False
+
+
+def _embed(model: nn.Module, features: dict[str, Any]) -> Tensor:
+    embeddings: Tensor = model(features)["sentence_embedding"]
+    return embeddings
 
 
 def _leaf(x: Tensor) -> Tensor:
