@@ -17,7 +17,8 @@ STATIC = {"simcse_fast": "#0072B2", "sentence-transformers": "#D55E00"}
 OTHERS = ("#E69F00", "#009E73", "#882255")
 ENCODER = """A step embeds both columns of a batch, computes the loss and ends in the encoder's
 gradients. Seconds are medians of interleaved rounds; "x" is the stock cached loss's time over the
-method's. Padding is padded over real tokens. Memory is what one step adds to a fresh process.
+method's. Padding is padded over real tokens. Memory is the most that a process with the method
+held beyond the model and its batch. Graphs may take three quarters of the memory that is free.
 Gradients are compared with the uncached loss's at 64 pairs, dropout off."""
 STATIC_TEXT = """A step embeds both columns, computes the loss and its gradients, and lets Adam move
 the vectors. Milliseconds, medians of interleaved rounds."""
@@ -93,7 +94,7 @@ def encoders(result: dict[str, Any], picture: Path, about: str) -> list[str]:
             lines += [f"The loss part alone, {' x '.join(map(str, row['loss_part']))}: {told}.", ""]
         if "absent" in row:
             lines += [
-                f"{row['encoder']}, {row['rows']:,} pairs: no memory for {row['absent']}.",
+                f"{row['encoder']}, {row['rows']:,} pairs: not enough memory for {row['absent']}.",
                 "",
             ]
     return lines
