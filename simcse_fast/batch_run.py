@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TOKENS = {"cpu": 1024}  # a mini-batch that stays in the caches
 TOKENS_ELSEWHERE = 16384
-HOLES = 10  # one part in so many beyond the room may be lost between what is kept
+HOLES = 10  # of the room, one part in so many may be lost between what is kept
 
 
 @dataclass
@@ -145,11 +145,8 @@ class BatchRun:
 
     def _fits(self, size: float) -> bool:
         """Whether a graph of so many bytes fits beside those kept, and beside one more at work."""
-        return self.room > 0 and self.statistics.kept_bytes + size + self._work() <= self.room
-
-    def _work(self) -> int:
-        """Bytes of the mini-batch that runs while others are kept."""
-        return int(self.cache.bytes_per_token * self.largest) if len(self.parts) > 1 else 0
+        work = self.cache.bytes_per_token * self.largest if len(self.parts) > 1 else 0
+        return self.room > 0 and self.statistics.kept_bytes + size + work <= self.room
 
     def _keep(self, part: Part) -> Tensor:
         with Saved(self.shelf) as saved:
@@ -174,11 +171,9 @@ class BatchRun:
         return found
 
     def _tidy(self) -> None:
-        """Beside graphs that are kept, what the heap loses between them counts, once room ends."""
+        """Beside graphs that are kept, what the heap loses between them counts."""
         if self.shelf is not None and self.statistics.kept:
-            spare = self.room // HOLES
-            unused = self.room - self._work() - self.cache.slabs.total
-            self.cache.slabs.tidy(spare + max(unused, 0))
+            self.cache.slabs.tidy(self.room // HOLES)
 
     def _make_room(self) -> None:
         """The device said no: let go of all graphs, and keep half as much from now on."""
