@@ -65,8 +65,7 @@ def gate(name: str, model: nn.Module, columns: list[Any]) -> float:
 def tokens(name: str, columns: list[Any]) -> dict[str, int]:
     """Tokens of one embedding pass, real and padded."""
     counting = training_peers.Padding()
-    with torch.no_grad():
-        training_peers.MAKERS[name](counting)([dict(column) for column in columns], None)
+    training_peers.MAKERS[name](counting)([dict(column) for column in columns], None)
     return {"real": counting.real, "padded": counting.padded}
 
 
