@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 LENGTHS = (32, 128)
 BATCHES = {256: 3, 1024: 2, 4096: 1}  # and rounds
-# Methods that are worth their minutes in every round, and at the largest batch.
+# The rest embeds row by row as these do: its time by the sentence is the same at every batch.
 LARGE = (training_peers.OURS, training_peers.KEPT, training_peers.STOCK)
-LARGEST, SMALLEST = 4096, 256
+SMALLEST = 256
+PLAIN_TOKENS = 8192  # of a column; its graphs take 0.2 MiB each and more, twice
 ON_GPU = (1024, 4096, 16384, 65536)
 LOSS = 4096, 384  # rows and width
 
@@ -41,8 +42,7 @@ def in_turn(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
     for number in range(rounds):
         random.Random(number).shuffle(order)  # noqa: S311  # not for secrets
         for name in order:
-            if not number or len(order) <= len(LARGE) or name in LARGE:
-                times[name].append(steps[name]())
+            times[name].append(steps[name]())
     return times
 
 
@@ -100,13 +100,13 @@ def on_cpu(sizes: list[int], names: list[str]) -> Iterator[dict[str, Any]]:
     yield loss_part(torch.device("cpu"), *LOSS)
     workers: dict[str, Worker] = {}
     for rows in sizes:
-        chosen = [name for name in names if rows < LARGEST or name in LARGE]
-        if rows > SMALLEST:  # 0.2 MiB a token: 13 GiB and more
-            chosen = [name for name in chosen if name != training_peers.PLAIN]
-        for name in set(workers) - set(chosen):
-            workers.pop(name).close()
-        workers |= {name: Worker(name) for name in chosen if name not in workers}
         for longest in LENGTHS:
+            chosen = [name for name in names if rows <= SMALLEST or name in LARGE]
+            if rows * longest > PLAIN_TOKENS:
+                chosen = [name for name in chosen if name != training_peers.PLAIN]
+            for name in set(workers) - set(chosen):
+                workers.pop(name).close()
+            workers |= {name: Worker(name) for name in chosen if name not in workers}
             yield from one_batch(workers, rows, longest)
 
 
@@ -124,8 +124,6 @@ def one_batch(workers: dict[str, Worker], rows: int, longest: int) -> Iterator[d
     for name, worker in workers.items():
         try:
             errors[name] = worker.ask("load", rows, longest)
-            if name == training_peers.PLAIN:
-                worker.ask("step")  # whether it fits
             steps[name] = partial(timed, name)
         except AbsentError:
             yield {"encoder": title, "rows": rows, "absent": name}

@@ -88,8 +88,11 @@ class Worker:
 
     def ask(self, what: str, *arguments: int) -> Any:
         """What the process answers to `load`, `step` or `tokens`."""
-        self.pipe.send((what, *arguments))
-        reply = self.pipe.recv()
+        try:
+            self.pipe.send((what, *arguments))
+            reply = self.pipe.recv()
+        except (EOFError, BrokenPipeError) as error:
+            raise RuntimeError(f"the process of a method ended, asked to {what}") from error
         if isinstance(reply, BaseException):
             raise reply
         return reply

@@ -36,10 +36,7 @@ class Slabs:
                 return self.free.pop(number)
         size = max(SLAB, least)
         self.total += size
-        memory = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # a fault for 2 MiB instead of 4 KiB
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=torch.uint8)
+        return torch.frombuffer(_pages(size), dtype=torch.uint8)
 
     def tidy(self, holes: int) -> None:
         """Return freed memory to the system once the process has grown by more than `holes`.
@@ -50,6 +47,15 @@ class Slabs:
         if resident_memory() - self.total - self.level > holes:
             return_free_pages()
             self.level = resident_memory() - self.total
+
+
+def _pages(size: int) -> mmap.mmap:
+    """Fresh memory; on Linux in pages of 2 MiB, which only private memory gets."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class Shelf:
