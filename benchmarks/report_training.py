@@ -18,8 +18,8 @@ OTHERS = ("#E69F00", "#009E73", "#882255")
 ENCODER = """A step embeds both columns of a batch, computes the loss and ends in the encoder's
 gradients. Seconds are medians of interleaved rounds; "x" is the stock cached loss's time over the
 method's. Padding is padded over real tokens. Memory is the most that a process with the method
-held beyond the model and its batch. Graphs may take three quarters of the memory that is free.
-Gradients are compared with the uncached loss's at 64 pairs, dropout off."""
+held beyond the model and its batch. Graphs may take 65 % of the memory that is free. Gradients are
+compared with the uncached loss's at 32 pairs, dropout off."""
 STATIC_TEXT = """A step embeds both columns, computes the loss and its gradients, and lets Adam move
 the vectors. Milliseconds, medians of interleaved rounds."""
 
