@@ -25,6 +25,7 @@ CONSTANTS = ("prompt_length",)
 BAG, FLAT = "offsets", "cu_seq_lens_q"
 BARE = ""  # the name of a column that is one tensor
 MATRIX = 2
+FULL = 0.75  # of the tokens that a mini-batch may hold, it does where rows allow
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,24 @@ class Pool:
     def minibatches(self, tokens: int | None, rows: int | None) -> list[Minibatch]:
         """All rows, longest first, in mini-batches of at most so many padded tokens and rows.
 
-        A row that is longer than `tokens` makes a mini-batch of its own.
+        A row that is longer than `tokens` makes a mini-batch of its own. Each holds a little less
+        than the one before, until one would be less than full: its tensors fit where those of its
+        predecessor were, also beside a graph that is kept, and memory does not fill with holes.
         """
         if BAG in self.columns[0]:
             return [Minibatch(torch.arange(len(self.lengths)), int(self.lengths.max()))]
         order = self.lengths.argsort(descending=True, stable=True)
         lengths = self.lengths[order].tolist()
         most = rows or len(order)
-        found, begin = [], 0
+        tokens = tokens or most * lengths[0]
+        found, begin, room = [], 0, tokens
         while begin < len(order):
-            fit = most if tokens is None else min(most, max(1, tokens // lengths[begin]))
+            if room // lengths[begin] * lengths[begin] < FULL * tokens:
+                room = tokens
+            fit = min(most, max(1, room // lengths[begin]))
             found.append(Minibatch(order[begin : begin + fit], lengths[begin]))
             begin += fit
+            room = min(tokens, found[-1].padded_tokens - 1)
         return found
 
     def select(self, batch: Minibatch) -> Features:

@@ -234,3 +234,9 @@ def test_no_mini_batch_spends_its_tokens_on_rows_it_could_not_hold():
     pool = Pool([padded([9, 4, 4, 4, 1])])
     assert [x.rows.tolist() for x in pool.minibatches(8, None)] == [[0], [1, 2], [3, 4]]
     assert [x.rows.tolist() for x in pool.minibatches(1, None)] == [[0], [1], [2], [3], [4]]
+
+
+def test_each_mini_batch_holds_less_than_the_one_before_until_it_would_not_be_full():
+    pool = Pool([padded([8] * 30 + [7] * 20 + [6] * 25)])
+    held = [x.padded_tokens for x in pool.minibatches(64, None)]
+    assert held == [64, 56, 48, 64, 56, 49, 63, 60, 54, 24]  # of rows of 8, 8, 8, 8, 8, 7, 7, 6 ...

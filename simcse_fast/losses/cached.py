@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import deprecated
 
+from simcse_fast.batch_run import TOKENS
 from simcse_fast.gradient_cache import GradientCache
 from simcse_fast.losses.sentence_transformers import MultipleNegativesRankingLoss, originals
 from simcse_fast.minibatches import rows_of, width_of
@@ -100,11 +102,12 @@ class _Cached(nn.Module):
             self._cache = GradientCache(
                 encode, memory_share=self.memory_share, memory_limit=self.memory_limit
             )
-        cache, tokens = self._cache, self.mini_batch_num_tokens
-        widest = max(map(width_of, columns))
-        cache.mini_batch_tokens = tokens or (self.mini_batch_size * widest or None)
-        cache.mini_batch_size = None if widest else self.mini_batch_size
+        cache, widest = self._cache, max(map(width_of, columns))
         cache.encode, cache.model, cache.progress = encode, self.model, self.show_progress_bar
+        most = TOKENS.get(cache.device(columns).type, math.inf)
+        tokens = self.mini_batch_num_tokens or min(self.mini_batch_size * widest, most)
+        cache.mini_batch_tokens = int(tokens) or None
+        cache.mini_batch_size = None if widest else self.mini_batch_size
         return cache
 
 
@@ -155,10 +158,10 @@ class CachedMultipleNegativesRankingLoss(
 
     Arguments, `get_config_dict`, `citation` and errors are those of the installed
     sentence-transformers, whose class this one extends. A mini-batch holds at most
-    `mini_batch_num_tokens` tokens, or as many as `mini_batch_size` of the widest rows have. Models
-    with a StaticEmbedding are welcome. The attribute `memory_share` (0.5) bounds the graphs that
-    are kept by a share of the memory that is free at the first batch, `memory_limit` by bytes; set
-    them before the first batch.
+    `mini_batch_num_tokens` tokens, or as many as `mini_batch_size` of the widest rows have, of
+    these on a CPU at most 1,024. Models with a StaticEmbedding are welcome. The attribute
+    `memory_share` (0.5) bounds the graphs that are kept by a share of the memory that is free at
+    the first batch, `memory_limit` by bytes; set them before the first batch.
 
     Reference: Gao et al. 2021, arXiv 2101.06983.
 
