@@ -83,12 +83,13 @@ def stock(model: nn.Module, **options: int) -> Loss:
 
 
 OURS, KEPT = "simcse_fast, recomputed", "simcse_fast, graphs kept"
-STOCK, PLAIN = "stock cached 32", "stock plain"
+STOCK, STOCK_LARGE, PLAIN = "stock cached 32", "stock cached 128", "stock plain"
+HEAVY = (STOCK_LARGE, PLAIN)  # gigabytes at work
 MAKERS: dict[str, Callable[[nn.Module], Loss]] = {
     OURS: lambda model: ours(model, 0.0),
     KEPT: lambda model: ours(model, 0.65),
     STOCK: lambda model: stock(model, mini_batch_size=CHUNK),
-    "stock cached 128": lambda model: stock(model, mini_batch_size=128),
+    STOCK_LARGE: lambda model: stock(model, mini_batch_size=128),
     "stock cached, 1,024 tokens": lambda model: stock(model, mini_batch_num_tokens=1024),
     "GradCache": GradCache,
     PLAIN: lambda model: originals.MultipleNegativesRankingLoss(model, scale=SCALE),

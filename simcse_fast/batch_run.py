@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TOKENS = {"cpu": 1024}  # a mini-batch that stays in the caches
 TOKENS_ELSEWHERE = 16384
+FULL = 0.75  # of its tokens a mini-batch holds on a CPU, at least
 HOLES = 10  # of the room, one part in so many may be lost between what is kept
 
 
@@ -70,13 +72,18 @@ class BatchRun:
         self.grad = torch.is_grad_enabled()
         self.room = cache.room(self.device) if self.grad else 0
         self.frozen: set[int] = set()  # groups whose embeddings depend on no parameter
+        self.full: set[int] = set()  # groups that keep no more graphs
         modules = towers if cache.model is None else [cache.model] * len(groups)
         self.parallel = [parallel_of(module) for module in modules]
         self.parts = self._cut()
-        self.largest = max(part.batch.padded_tokens for part in self.parts)
+        self.largest = [
+            max(part.batch.padded_tokens for part in self.parts if part.group == number)
+            for number in range(len(groups))
+        ]
         several = self.grad and len(self.parts) > 1
         self.tables = [
-            tables_of(module, self.largest, self.device) if several else [] for module in modules
+            tables_of(module, most, self.device) if several else []
+            for module, most in zip(modules, self.largest, strict=True)
         ]
         # Of each DistributedDataParallel module (and of the rest, under None).
         self.first = {self._module(part): part for part in reversed(self.parts)}
@@ -92,10 +99,11 @@ class BatchRun:
         tokens = self.cache.mini_batch_tokens
         if tokens is None and any(any(pool.widths) for pool in self.pools):
             tokens = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
+        full = FULL if self.device.type == "cpu" else 1.0  # of a heap, not of a device's allocator
         return [
             Part(number, batch)
             for number, pool in enumerate(self.pools)
-            for batch in pool.minibatches(tokens, self.cache.mini_batch_size)
+            for batch in pool.minibatches(tokens, self.cache.mini_batch_size, full)
         ]
 
     def _module(self, part: Part) -> int:
@@ -113,6 +121,7 @@ class BatchRun:
                 rows = len(self.pools[part.group].lengths)
                 found[part.group] = whole = embeddings.new_empty(rows, embeddings.shape[1])
             whole[part.batch.rows.to(whole.device)] = embeddings
+        self.versions = self._versions()
         done = [x for x in found if x is not None]
         return Embedded(apart(done, self.groups, self.counts), self)
 
@@ -141,12 +150,24 @@ class BatchRun:
             # Its last is the one that synchronises, so its graph is made in the backward pass.
             if part is self.last[id(parallel)] or parallel.static_graph:
                 return False
-        return self._fits(self.cache.bytes_per_token * part.batch.padded_tokens)
+        return self._fits(part, self._expected(part.group, part.batch.padded_tokens))
 
-    def _fits(self, size: float) -> bool:
-        """Whether a graph of so many bytes fits beside those kept, and beside one more at work."""
-        work = self.cache.bytes_per_token * self.largest if len(self.parts) > 1 else 0
-        return self.room > 0 and self.statistics.kept_bytes + size + work <= self.room
+    def _expected(self, group: int, tokens: int) -> float:
+        """Bytes of a graph of so many tokens, going by those seen; 0 before the first."""
+        return self.cache.bytes_per_token.get(self.groups[group][0], 0.0) * tokens
+
+    def _fits(self, part: Part, size: float) -> bool:
+        """Whether a graph of so many bytes fits beside those kept, and beside one more at work.
+
+        Once one does not, none of its group does: graphs that are kept go first in the backward
+        pass, and so the order of its sums is the same whatever memory there is.
+        """
+        work = max(itertools.starmap(self._expected, enumerate(self.largest)))
+        if len(self.parts) == 1:
+            work = 0
+        if not self.room or self.statistics.kept_bytes + size + work > self.room:
+            self.full.add(part.group)
+        return part.group not in self.full
 
     def _keep(self, part: Part) -> Tensor:
         with Saved(self.shelf) as saved:
@@ -154,11 +175,12 @@ class BatchRun:
         if not embeddings.requires_grad:
             self.frozen.add(part.group)
             return embeddings
-        per_token = saved.total / part.batch.padded_tokens
-        self.cache.bytes_per_token = max(self.cache.bytes_per_token, per_token)
+        column, per_token = self.groups[part.group][0], self.cache.bytes_per_token
+        seen = saved.total / part.batch.padded_tokens
+        per_token[column] = max(per_token.get(column, 0.0), seen)
         parallel = self.parallel[part.group]
         static = parallel is not None and parallel.static_graph
-        if self._fits(saved.total) and not static:
+        if not static and self._fits(part, saved.total):
             part.graph = embeddings
             self.statistics.kept += 1
             self.statistics.kept_bytes += saved.total
@@ -186,14 +208,26 @@ class BatchRun:
             torch.cuda.empty_cache()
 
     def backward(self, gradients: Sequence[Tensor | None]) -> None:
-        """Graphs that were kept go first in their group, and their memory with them."""
+        """In the order of the forward pass: kept graphs go first, and their memory with them."""
         pooled = [
             together([gradients[n] for n in numbers], [self.counts[n] for n in numbers])
             for numbers in self.groups
         ]
-        parts = sorted(self.parts, key=lambda part: (part.group, part.graph is None))
+        if self.versions != self._versions():
+            raise RuntimeError(
+                "backward: parameters of the encoder were changed in place since the batch was "
+                "embedded; step the optimizer after the backward passes."
+            )
+        try:
+            self._back(pooled)
+        finally:
+            for wrapper in self.parallel:
+                finish(wrapper)
+            self.clear()
+
+    def _back(self, pooled: list[Tensor | None]) -> None:
         done: dict[int, Part] = {}
-        for part in self._shown(parts, "backward"):
+        for part in self._shown(self.parts, "backward"):
             parallel, module = self.parallel[part.group], self._module(part)
             ending, learning = part is self.last[module], learns(parallel)
             with synchronised(parallel, ending):
@@ -207,9 +241,10 @@ class BatchRun:
                 again = done[module]
                 like = pooled[again.group]
                 self._backward(again, None if like is None else torch.zeros_like(like))
-        for wrapper in self.parallel:
-            finish(wrapper)
-        self.clear()
+
+    def _versions(self) -> list[int]:
+        """Of the parameters: how often each was changed in place."""
+        return [p._version for p in self.cache.parameters()]  # noqa: SLF001
 
     def clear(self) -> None:
         """Let go of the memory of graphs that are gone."""
@@ -231,9 +266,11 @@ class BatchRun:
         if not embeddings.requires_grad:
             self.frozen.add(part.group)
             return False
-        make_dense(self.tables[part.group])
         mine = gradient[part.batch.rows.to(gradient.device)]
-        torch.autograd.backward(embeddings, mine.to(embeddings.dtype))
+        try:
+            torch.autograd.backward(embeddings, mine.to(embeddings.dtype))
+        finally:
+            make_dense(self.tables[part.group])
         return True
 
     def _again(self, part: Part) -> Tensor:
@@ -253,6 +290,11 @@ class BatchRun:
         with self.autocast(grad=grad), sparse(self.tables[part.group]):
             embeddings = self.towers[part.group](features)
         rows = len(part.batch.rows)
+        if isinstance(embeddings, Tensor) and embeddings.device.type != self.device.type:
+            raise ValueError(
+                f"encode: embeddings are on {embeddings.device}, but the random numbers and the "
+                f"memory that are minded are those of {self.device}; pass model=."
+            )
         shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else None
         if shape is None or len(shape) != 2 or shape[0] != rows:  # noqa: PLR2004
             got = type(embeddings).__name__ if shape is None else f"shape {shape}"

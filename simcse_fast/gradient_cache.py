@@ -40,7 +40,8 @@ class GradientCache:
         encode: takes the features of some rows, returns their (rows, D) embeddings; or one such
             callable a column, for several towers.
         model: the module whose DistributedDataParallel synchronisation is minded and whose
-            gradients need room; by default `encode`, where it is a module.
+            gradients need room, and on whose device it runs; by default `encode`, where that is a
+            module.
         mini_batch_tokens: padded tokens of a mini-batch; by default 1,024 on a CPU, 16,384
             elsewhere. Rows that are no token sequences count one each.
         mini_batch_size: at most so many rows in a mini-batch.
@@ -88,7 +89,7 @@ class GradientCache:
         self.progress = progress
         self.statistics = Statistics()
         self.budget: int | None = None  # bytes, found at the first batch
-        self.bytes_per_token = 0.0  # of a graph, the most seen
+        self.bytes_per_token: dict[int, float] = {}  # of a graph, the most seen, by column
         self.slabs = Slabs()
 
     def __call__(self, *columns: Features) -> tuple[Tensor, ...]:
@@ -128,7 +129,8 @@ class GradientCache:
             raise ValueError(f"columns: expected {len(self.encode)}, one a tower, got {count}.")
         return list(self.encode)
 
-    def _parameters(self) -> Iterator[nn.Parameter]:
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the encoder, as far as its modules are known."""
         towers = [self.encode] if callable(self.encode) else self.encode
         for module in towers if self.model is None else [self.model]:
             if isinstance(module, nn.Module):
@@ -136,7 +138,7 @@ class GradientCache:
 
     def device(self, columns: Sequence[Features]) -> torch.device:
         """Where the encoder computes: it may move its features there itself."""
-        parameter = next(self._parameters(), None)
+        parameter = next(self.parameters(), None)
         return device_of(columns) if parameter is None else parameter.device
 
     def room(self, device: torch.device) -> int:
@@ -144,7 +146,7 @@ class GradientCache:
         if self.budget is None and self.memory_limit is not None:
             self.budget = self.memory_limit
         if self.budget is None:
-            waiting = {p for p in self._parameters() if p.requires_grad and p.grad is None}
+            waiting = {p for p in self.parameters() if p.requires_grad and p.grad is None}
             coming = sum(p.nbytes for p in waiting)
             free = free_memory(device) if self.memory_share else 0
             self.budget = int(max(free - STATES * coming, 0) * self.memory_share)

@@ -11,12 +11,13 @@ import torch
 
 RESIDENT = Path("/proc/self/statm")
 MEMINFO = Path("/proc/meminfo")
-# Limit and use of the container, in cgroups of version 2 and 1.
+# Limit and use of the container, in cgroups of version 2 and 1, and what of it are cached files.
+V2, V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
 CONTAINERS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (V2 / "memory.max", V2 / "memory.current", V2 / "memory.stat", "inactive_file"),
     (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        *(V1 / "memory.limit_in_bytes", V1 / "memory.usage_in_bytes", V1 / "memory.stat"),
+        "total_inactive_file",
     ),
 )
 # glibc's mallopt: https://man7.org/linux/man-pages/man3/mallopt.3.html
@@ -59,11 +60,13 @@ def _has_pages() -> bool:
     return "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {})
 
 
-def _container_room(limit: Path, used: Path) -> int | None:
+def _container_room(limit: Path, used: Path, parts: Path, files: str) -> int | None:
     try:
         most, taken = limit.read_text().strip(), int(used.read_text())
+        counts = dict(line.split() for line in parts.read_text().splitlines())
     except (OSError, ValueError):
         return None
+    taken -= int(counts.get(files, 0))  # which the system takes back when it must
     return max(int(most) - taken, 0) if most.isdigit() else None
 
 

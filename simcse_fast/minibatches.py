@@ -25,7 +25,6 @@ CONSTANTS = ("prompt_length",)
 BAG, FLAT = "offsets", "cu_seq_lens_q"
 BARE = ""  # the name of a column that is one tensor
 MATRIX = 2
-FULL = 0.75  # of the tokens that a mini-batch may hold, it does where rows allow
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,15 @@ class Pool:
         parts = zip(self.columns, self.counts, self.widths, strict=True)
         self.lengths = torch.cat([_lengths(*part) for part in parts])
 
-    def minibatches(self, tokens: int | None, rows: int | None) -> list[Minibatch]:
+    def minibatches(
+        self, tokens: int | None, rows: int | None, full: float = 1.0
+    ) -> list[Minibatch]:
         """All rows, longest first, in mini-batches of at most so many padded tokens and rows.
 
         A row that is longer than `tokens` makes a mini-batch of its own. Each holds a little less
-        than the one before, until one would be less than full: its tensors fit where those of its
-        predecessor were, also beside a graph that is kept, and memory does not fill with holes.
+        than the one before, until one would hold less than the share `full`: its tensors fit where
+        those of its predecessor were, also beside a graph that is kept, and the heap does not fill
+        with holes. With a share of 1 each holds what it can.
         """
         if BAG in self.columns[0]:
             return [Minibatch(torch.arange(len(self.lengths)), int(self.lengths.max()))]
@@ -70,7 +72,7 @@ class Pool:
         tokens = tokens or most * lengths[0]
         found, begin, room = [], 0, tokens
         while begin < len(order):
-            if room // lengths[begin] * lengths[begin] < FULL * tokens:
+            if room // lengths[begin] * lengths[begin] < full * tokens:
                 room = tokens
             fit = min(most, max(1, room // lengths[begin]))
             found.append(Minibatch(order[begin : begin + fit], lengths[begin]))
@@ -79,7 +81,7 @@ class Pool:
         return found
 
     def select(self, batch: Minibatch) -> Features:
-        """The features of a mini-batch, as new tensors."""
+        """The features of a mini-batch; what has no rows is that of the batch."""
         first = self.columns[0]
         if BAG in first:
             return dict(first)
@@ -106,6 +108,9 @@ class Pool:
 def pools(columns: Sequence[Features], kinds: Sequence[object]) -> list[list[int]]:
     """Numbers of the columns that may share a mini-batch: same kind, same features but for rows.
 
+    Pools of one kind stand together, in the order in which the kinds appear: processes whose
+    columns differ in what can be pooled still come to their towers in one order.
+
     Args:
         columns: all columns of a batch.
         kinds: one value a column; columns of different kinds are never pooled.
@@ -118,7 +123,9 @@ def pools(columns: Sequence[Features], kinds: Sequence[object]) -> list[list[int
                 break
         else:
             found.append((kind, [number]))
-    return [numbers for _, numbers in found]
+    kinds = [kind for kind, _ in found]
+    places = [next(n for n, one in enumerate(kinds) if one is kind) for kind in kinds]
+    return [found[n][1] for n in sorted(range(len(found)), key=places.__getitem__)]
 
 
 def named(column: Features) -> Mapping[str, Any]:
@@ -243,7 +250,7 @@ def _mask(column: Mapping[str, Any]) -> Tensor | None:
 
 def _same(name: str, one: Any, other: Any, widths: tuple[int, int]) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if name in CONSTANTS:
+        if name in CONSTANTS or not one.ndim:
             return one.shape == other.shape and bool((one == other).all())
         return _kind(one, widths[0]) == _kind(other, widths[1])
     return type(one) is type(other) and bool(one == other)

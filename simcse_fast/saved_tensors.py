@@ -8,13 +8,17 @@ pages. So the tensors that a graph saves are copied end to end into slabs, which
 from __future__ import annotations
 
 import mmap
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from simcse_fast.memory import resident_memory, return_free_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SLAB = 64 << 20
 ALIGNED = 64
@@ -34,6 +38,9 @@ class Slabs:
         for number, slab in enumerate(self.free):
             if slab.numel() >= least:
                 return self.free.pop(number)
+        if least > SLAB:  # of another size than the last batch's: those are not used again
+            self.total -= sum(slab.numel() for slab in self.free if slab.numel() > SLAB)
+            self.free = [slab for slab in self.free if slab.numel() == SLAB]
         size = max(SLAB, least)
         self.total += size
         return torch.frombuffer(_pages(size), dtype=torch.uint8)
@@ -65,6 +72,7 @@ class Shelf:
         self.slabs = slabs
         self.used: list[Tensor] = []
         self.open: list[tuple[Tensor, int]] = []  # slabs with room, and where it begins
+        self.cleared = 0  # times
 
     def place(self, size: int) -> Tensor:
         """Memory of so many bytes."""
@@ -86,27 +94,34 @@ class Shelf:
         """Give the slabs back; nothing placed in them may be read any more."""
         self.slabs.free += self.used
         self.used, self.open = [], []
+        self.cleared += 1
 
 
-class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that a graph built inside holds, parameters aside, in `total`.
+class Saved:
+    """As a context counts the bytes that a graph built inside holds, parameters aside, in `total`.
 
     Args:
         shelf: where what is saved is copied to; None leaves it where it is.
     """
 
     def __init__(self, shelf: Shelf | None) -> None:
-        super().__init__(self._pack, _unpack)
         self.shelf = shelf
+        self._hooks: saved_tensors_hooks | None = None
         self.total = 0
         # By storage, as long as it lives: its copy, and the version that was copied.
         self._copies: dict[StorageWeakRef, tuple[Tensor | None, int]] = {}
 
-    def __enter__(self) -> Self:  # type: ignore[override]
-        super().__enter__()
+    def __enter__(self) -> Self:
+        self._hooks = saved_tensors_hooks(self._pack, _unpack)
+        self._hooks.__enter__()
         return self
 
-    def _pack(self, x: Tensor) -> object:
+    def __exit__(self, *raised: object) -> None:
+        hooks, self._hooks = self._hooks, None  # which point back here
+        if hooks is not None:
+            hooks.__exit__(*raised)
+
+    def _pack(self, x: Tensor) -> Tensor | Callable[[], Tensor]:
         root = x if x._base is None else x._base  # noqa: SLF001 - the parameter behind a view
         learned = isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad)
         if learned or x.layout != torch.strided or x.is_conj() or x.is_neg():
@@ -120,14 +135,27 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
                 copy = self.shelf.place(size)
                 copy[:size].copy_(torch.empty(0, dtype=torch.uint8).set_(storage))
             self._copies[name] = copy, x._version  # noqa: SLF001
-        if copy is None:
+        if copy is None or self.shelf is None:
             return x
-        return copy, x.dtype, x.shape, x.stride(), x.storage_offset()
+        return _copied(x, copy, self.shelf)
 
 
-def _unpack(packed: object) -> Tensor:
-    if isinstance(packed, Tensor):
-        return packed
-    copy, dtype, shape, strides, offset = packed  # type: ignore[misc]
-    typed: Tensor = copy.view(dtype)  # type: ignore[has-type]
-    return typed.as_strided(shape, strides, typed.storage_offset() + offset)  # type: ignore[has-type]
+def _copied(x: Tensor, copy: Tensor, shelf: Shelf) -> Callable[[], Tensor]:
+    """What gives the tensor back from the copy of its storage."""
+    dtype, shape, strides, offset = x.dtype, x.shape, x.stride(), x.storage_offset()
+    cleared = shelf.cleared
+
+    def found() -> Tensor:
+        if shelf.cleared != cleared:
+            raise RuntimeError(
+                "backward: a graph from inside encode was used after its batch had let go of its "
+                "memory."
+            )
+        typed = copy.view(dtype)
+        return typed.as_strided(shape, strides, typed.storage_offset() + offset)
+
+    return found
+
+
+def _unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
+    return packed if isinstance(packed, Tensor) else packed()

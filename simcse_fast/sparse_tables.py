@@ -62,7 +62,8 @@ def sparse(tables: Sequence[nn.Embedding]) -> Iterator[None]:
 
 
 def make_dense(tables: Sequence[nn.Embedding]) -> None:
-    """A gradient that is there stays dense, whatever is added; so one must be there."""
+    """After a backward pass; a dense gradient stays dense, whatever is added to it."""
     for table in tables:
-        if table.weight.grad is None:
-            table.weight.grad = torch.zeros_like(table.weight)
+        gradient = table.weight.grad
+        if gradient is not None and gradient.is_sparse:
+            table.weight.grad = gradient.to_dense()

@@ -17,6 +17,7 @@ from simcse_fast import losses
 
 EVEN = {2: (3, 3), 4: (2, 2, 2, 2)}
 UNEVEN = {2: (4, 2), 4: (3, 0, 1, 2)}
+EVERY = {2: (4, 2), 4: (3, 1, 1, 1)}  # a model embeds at least one row
 OPTIONAL = ["query_to_query", "doc_to_query", "doc_to_doc"]
 DIRECTIONS = [
     *(
@@ -62,6 +63,28 @@ def ranking(rows: list[Tensor], make: Any, **options: Any) -> list[Tensor]:
         warnings.simplefilter("error", UserWarning)  # the original's computation would say so
         loss = make(None, **options).compute_loss_from_embeddings(rows, None)
     return gradients(loss, rows)
+
+
+class Projection(torch.nn.Module):
+    """A model whose features are rows of five numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(samples(2, 4, seed=1)[0])
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": features["rows"] @ self.weight.T}
+
+
+def weight_gradient(make: Any, rows: list[Tensor], **options: Any) -> list[Tensor]:
+    """The loss of a model on these columns, and the gradient of its weight."""
+    model = Projection()
+    loss = make(torch.nn.Sequential(model), scale=5.0, **options)(
+        [{"rows": x.detach()} for x in rows], None
+    )
+    (loss * 0.7).backward()
+    assert model.weight.grad is not None
+    return [loss.detach(), model.weight.grad]
 
 
 def deprecated(loss: Any) -> Any:
@@ -129,6 +152,17 @@ def drop_ins(rank: int, world: int) -> dict[Any, Any]:
         found[f"symmetric-{name}"] = ranking(rows, symmetric, **together)
         narrow = [x.detach().bfloat16().requires_grad_() for x in rows]
         found[f"narrow-{name}"] = [x.double() for x in ranking(narrow, make, **together)]
+    for name, module, split in (
+        ("ours", losses, EVEN[world]),
+        ("theirs", originals, EVEN[world]),
+        ("uneven", losses, EVERY[world]),
+    ):
+        found[f"cached-{name}"] = weight_gradient(
+            module.CachedMultipleNegativesRankingLoss,
+            own(3, split, rank),
+            mini_batch_size=2,
+            gather_across_devices=True,
+        )
     original = original_clip()
     for local, grad in CLIP:
         key = f"clip-{local}-{grad}"

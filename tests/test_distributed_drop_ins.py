@@ -86,6 +86,17 @@ def test_ranking_in_bfloat16_is_no_worse_than_the_original(found, world):
     assert all(x <= y for x, y in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
+def test_cached_gives_the_original_and_for_any_split_one_process(found, world):
+    for one in found:
+        torch.testing.assert_close(one["cached-ours"], one["cached-theirs"], **TOLERANCE)
+    original = drop_ins.originals.MultipleNegativesRankingLoss
+    rows = drop_ins.samples(3, sum(drop_ins.EVERY[world]))
+    uneven = [
+        torch.stack(x).mean(0) for x in zip(*(o["cached-uneven"] for o in found), strict=True)
+    ]
+    torch.testing.assert_close(uneven, drop_ins.weight_gradient(original, rows), **TOLERANCE)
+
+
 @pytest.mark.parametrize(("local", "grad"), drop_ins.CLIP)
 def test_clip_gives_the_original(found, local, grad):
     for one in found:

@@ -23,7 +23,7 @@ from gradient_cache_cases import (
 from torch import nn
 
 from simcse_fast import GradientCache
-from simcse_fast.saved_tensors import Saved, Shelf, Slabs
+from simcse_fast.saved_tensors import SLAB, Saved, Shelf, Slabs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -321,3 +321,21 @@ def test_peak_memory_is_what_was_allowed():
     assert none == 0
     assert 0 < kept < count
     assert most - least <= 1.1 * limit
+
+
+def test_slabs_of_another_size_are_let_go():
+    slabs = Slabs()
+    one, large = slabs.take(SLAB), slabs.take(SLAB + 100)
+    slabs.free += [one, large]
+    assert slabs.take(SLAB + 200).numel() == SLAB + 200
+    assert slabs.total == 2 * SLAB + 200
+    assert slabs.free == [one]
+
+
+def test_a_tower_of_heavy_rows_leaves_room_for_another():
+    heavy, light = nn.Sequential(nn.Linear(2, 100_000), nn.Linear(100_000, 5)), Encoder()
+    light.float()
+    cache = GradientCache([heavy, light], mini_batch_tokens=64, memory_limit=20_000_000)
+    for _ in range(2):  # what they take is known the second time
+        loss_of(*cache(torch.randn(8, 2), padded(40, 9))).backward()
+        assert cache.statistics.kept == cache.statistics.mini_batches > 4

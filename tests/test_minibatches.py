@@ -52,15 +52,16 @@ LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=24)
     st.none() | st.integers(1, 60),
     st.none() | st.integers(1, 9),
     st.integers(0, 4),
+    st.sampled_from([0.5, 0.75, 1.0]),
 )
-def test_mini_batches_are_a_partition_within_their_limits(columns, tokens, size, spare):
+def test_mini_batches_are_a_partition_within_their_limits(columns, tokens, size, spare, full):
     features, first = [], 1
     for lengths in columns:
         features.append(padded(lengths, max(lengths) + spare, first))
         first += sum(lengths)
     pool = Pool(features)
     every = [row for column in features for row in tokens_of(column)]
-    found = pool.minibatches(tokens, size)
+    found = pool.minibatches(tokens, size, full)
     assert sorted(torch.cat([x.rows for x in found]).tolist()) == list(range(len(every)))
     for one in found:
         assert size is None or len(one.rows) <= size
@@ -124,6 +125,8 @@ def test_columns_alike_share_mini_batches_and_others_do_not():
     named = [{**base, "task": "query"}, {**masked, "task": "document"}, {**base, "task": "query"}]
     assert pools(named, [ONE] * 3) == [[0, 2], [1]]
     assert pools([{**base, "task": "query"}, base], [ONE] * 2) == [[0], [1]]
+    numbered = [{**base, "task": torch.tensor(number)} for number in (0, 1, 0)]
+    assert pools(numbered, [ONE] * 3) == [[0, 2], [1]]
     # Another dtype, another number of dimensions, another width of what is no token.
     assert pools([base, {**base, "attention_mask": base["attention_mask"].bool()}], [ONE] * 2) == [
         [0],
@@ -238,5 +241,12 @@ def test_no_mini_batch_spends_its_tokens_on_rows_it_could_not_hold():
 
 def test_each_mini_batch_holds_less_than_the_one_before_until_it_would_not_be_full():
     pool = Pool([padded([8] * 30 + [7] * 20 + [6] * 25)])
-    held = [x.padded_tokens for x in pool.minibatches(64, None)]
+    held = [x.padded_tokens for x in pool.minibatches(64, None, 0.75)]
     assert held == [64, 56, 48, 64, 56, 49, 63, 60, 54, 24]  # of rows of 8, 8, 8, 8, 8, 7, 7, 6 ...
+
+
+def test_pools_of_a_tower_stand_together_whatever_the_columns():
+    wide, narrow = ({"input_ids": torch.ones(2, width, dtype=torch.int64)} for width in (5, 3))
+    other = object()
+    assert pools([wide, wide, wide], [ONE, other, ONE]) == [[0, 2], [1]]
+    assert pools([wide, wide, narrow], [ONE, other, ONE]) == [[0], [2], [1]]

@@ -111,3 +111,11 @@ def test_where_dense_gradients_stay():
     assert tables_of(model, 40, torch.device("meta")) == []  # not on a CPU
     assert tables_of(model.forward, 40, CPU) == []  # nobody says what is inside
     assert tables_of(torch.compile(model), 40, CPU) == []  # a compiler would start again
+
+
+def test_a_table_that_is_not_read_gets_no_gradient():
+    model = Encoder()
+    model.other = nn.Embedding(VOCABULARY, 8)
+    assert model.other in tables_of(model, 40, CPU)
+    backward(model, GradientCache(model, mini_batch_tokens=40))
+    assert model.other.weight.grad is None

@@ -241,3 +241,13 @@ def test_duplicates_are_no_negatives(given, tmp_path):
     assert (masked.history.duplicates, kept.history.duplicates) == (40, 0)
     # A twin among the negatives shares the softmax with the positive.
     assert masked.history.losses[0] < kept.history.losses[0]
+
+
+def test_negatives_that_are_a_positive_of_the_batch_are_masked(given, tmp_path):
+    rows = [(f"c{n} c{n + 1}", f"c{n} c{n + 2}", f"c{n + 3} c{n + 5}") for n in range(12)]
+    assert len({row[1] for row in rows}) == 12  # no positive repeats; nine are negatives too
+    options = {"triplets": rows, "batch_size": 12, "steps": 1}
+    masked = trained(given["static"], tmp_path / "mask", **options)
+    kept = trained(given["static"], tmp_path / "keep", duplicates="keep", **options)
+    assert (masked.history.duplicates, kept.history.duplicates) == (9, 0)
+    assert masked.history.losses[0] < kept.history.losses[0]

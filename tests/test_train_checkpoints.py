@@ -125,6 +125,20 @@ def test_torn_checkpoints_are_named_and_skipped(run, whole, tmp_path):
     assert weights_hash(result.model) == whole
 
 
+def test_skipped_checkpoints_do_not_push_out_new_ones(run, whole, tmp_path, monkeypatch):
+    run(keep_checkpoints=4)
+    out = tmp_path / "out"
+    for step in (6, 8):
+        (out / f"checkpoint-{step}" / sealed.MARKER).unlink()
+    stop_at(monkeypatch, 7, stopped)
+    with pytest.raises(Stopped):
+        run(resume=True, keep_checkpoints=1)
+    monkeypatch.undo()
+    result = run(resume=True)
+    assert result.notes[0] == f"resumed from {out / 'checkpoint-6'}"
+    assert weights_hash(result.model) == whole
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -132,7 +146,7 @@ def test_torn_checkpoints_are_named_and_skipped(run, whole, tmp_path):
         pytest.param({"batch_size": 10}, "batch_size 20, now it is 10", id="batch"),
         pytest.param({"steps": 9}, "steps 8, now it is 9", id="steps"),
         pytest.param({"seed": 1}, "seed 0, now it is 1", id="seed"),
-        pytest.param({"unsupervised": sentences(90)}, "with data '", id="data"),
+        pytest.param({"unsupervised": sentences(90)}, "with other texts or another", id="data"),
     ],
 )
 def test_checkpoint_of_other_options_is_refused(finished, change, named):
@@ -245,7 +259,9 @@ def test_model_of_a_stopped_run_can_be_trained_again(tmp_path, monkeypatch):
     options = {"unsupervised": sentences(60), "batch_size": 20, "pooling": "cls", "device": "cpu"}
     stop_at(monkeypatch, 2, stopped)
     with pytest.raises(Stopped):
-        train(model, output=tmp_path / "stopped", **options)
+        train(model, output=tmp_path / "stopped", save_steps=1, **options)
+    with pytest.raises(InputError, match="trained with a model with other weights; load it anew"):
+        train(model, output=tmp_path / "stopped", resume=True, save_steps=1, **options)
     monkeypatch.undo()
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
     assert train(model, output=tmp_path / "again", **options).steps == 3

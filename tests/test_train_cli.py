@@ -153,6 +153,7 @@ def test_wrong_arguments_are_one_sentence(given, tmp_path, capsys, arguments, me
         pytest.param(
             {"pooling": "max"}, ValueError, "pooling: .*cls.*avg.*got 'max'", id="pooling"
         ),
+        pytest.param({"device": "cud"}, ValueError, "device: expected cpu.* 'cud'", id="device"),
         pytest.param({"model": 3}, TypeError, "model: expected a SentenceTransformer", id="model"),
         pytest.param({"unsupervised": ["c1"] * 5 + [7]}, TypeError, "entry 5 is int", id="number"),
         pytest.param(
@@ -193,6 +194,17 @@ def test_loss_that_is_nan_names_step_and_rows(given, tmp_path):
     message = f"the loss of step 1 is nan: embeddings of rows {named} are not finite"
     with pytest.raises(ValueError, match=message):
         train(model, unsupervised=lines, output=tmp_path / "out", batch_size=40, device="cpu")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cache"]
+
+
+def test_gradient_that_is_nan_stops_before_the_weights(given, tmp_path):
+    model = SentenceTransformer(str(given["static"]), device="cpu")
+    weight = model[0].embedding.weight
+    weight.register_hook(lambda gradient: gradient * torch.nan)
+    options = {"unsupervised": sentences(40), "batch_size": 40, "save_steps": 1, "device": "cpu"}
+    with pytest.raises(InputError, match="the gradient of step 1 is not finite"):
+        train(model, output=tmp_path / "out", **options)
+    assert torch.isfinite(weight).all()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cache"]
 
 

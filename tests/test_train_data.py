@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("sentence_transformers", reason="needs the extra train")
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from train_models import save_bert, save_static, sentences, triplets, write_lines
 from transformers import AutoTokenizer
@@ -66,6 +66,8 @@ def sources(folder):
         "parquet": folder / "named.parquet",
         "jsonl": as_jsonl(folder / "named.jsonl", ROWS, names),
         "rows": ROWS,
+        "mappings": [dict(zip(names, row, strict=True)) for row in ROWS],
+        "frame": pa.table(columns).to_pandas(),
         "columns": columns,
         "dataset": Dataset.from_dict(columns),
     }
@@ -170,6 +172,16 @@ def test_bad_files_are_one_sentence(tmp_path, name, content, argument, message):
         ),
         pytest.param([("a", "b"), ("a", None)], ValueError, "row 1 is null", id="none"),
         pytest.param([], ValueError, "list is empty", id="empty"),
+        pytest.param(["ab", "cd"], ValueError, "row 0 is a str; expected a tuple", id="letters"),
+        pytest.param(
+            DatasetDict(train=Dataset.from_dict({"a": ["x"], "b": ["y"]})),
+            TypeError,
+            "pass one split",
+            id="splits",
+        ),
+        pytest.param(
+            pa.table([["a"], ["b"]], names=["x", "x"]), ValueError, "each column once", id="twice"
+        ),
         pytest.param(pa.table({"x": ["a"]}), ValueError, "found x", id="columns"),
     ],
 )
@@ -207,6 +219,7 @@ def test_slow_tokenizers_give_the_same_ids(models, tmp_path, bert):
         def __init__(self):
             self.real = AutoTokenizer.from_pretrained(models["bert"])
             self.num_special_tokens_to_add = self.real.num_special_tokens_to_add
+            self.get_vocab, self.init_kwargs = self.real.get_vocab, {"do_lower_case": True}
 
         def __len__(self):
             return len(self.real)
@@ -217,6 +230,13 @@ def test_slow_tokenizers_give_the_same_ids(models, tmp_path, bert):
     lines = [*sentences(20), " ".join(["c1"] * 40)]
     slow, fast = TextEncoder(Slow(), 16), TextEncoder(bert.tokenizer, 16)
     assert slow.slow is not None
+    others = [Slow(), Slow()]
+    others[0].get_vocab = lambda: {word: len(bert.tokenizer) - n for word, n in vocabulary.items()}
+    others[1].init_kwargs = {"do_lower_case": False}
+    vocabulary = bert.tokenizer.get_vocab()
+    fingerprints = [TextEncoder(one, 16).fingerprint for one in (Slow(), *others)]
+    assert fingerprints[0] == slow.fingerprint
+    assert len(set(fingerprints)) == 3
     for one, other in zip(slow.encode(lines), fast.encode(lines), strict=True):
         assert np.array_equal(one, other)
 

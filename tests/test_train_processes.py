@@ -44,11 +44,12 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(folder, base):
     """What one process comes to."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for name in RUNS:
         (base / name).symlink_to(folder / name)
     told = main(base)
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     return told
 
 

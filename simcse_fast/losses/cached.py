@@ -14,7 +14,7 @@ from typing_extensions import deprecated
 from simcse_fast.batch_run import TOKENS
 from simcse_fast.gradient_cache import GradientCache
 from simcse_fast.losses.sentence_transformers import MultipleNegativesRankingLoss, originals
-from simcse_fast.minibatches import rows_of, width_of
+from simcse_fast.minibatches import FLAT, rows_of, width_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +25,9 @@ HYPERPARAMETERS = (
     *("scale", "similarity_fct", "gather_across_devices", "directions", "partition_mode"),
     *("hardness_mode", "hardness_strength"),
 )
+
+
+COUNTS = ("num_images_per_sample", "num_videos_per_sample")
 
 
 class _Cached(nn.Module):
@@ -106,12 +109,15 @@ class _Cached(nn.Module):
         cache.encode, cache.model, cache.progress = encode, self.model, self.show_progress_bar
         most = TOKENS.get(cache.device(columns).type, math.inf)
         tokens = self.mini_batch_num_tokens or min(self.mini_batch_size * widest, most)
-        cache.mini_batch_tokens = int(tokens) or None
-        cache.mini_batch_size = None if widest else self.mini_batch_size
+        flat = any(FLAT in column for column in columns)  # whose width is that of all samples
+        cache.mini_batch_tokens = self.mini_batch_num_tokens if flat else int(tokens) or None
+        cache.mini_batch_size = None if widest and not flat else self.mini_batch_size
         return cache
 
 
 def _rows_are_samples(column: dict[str, Any]) -> bool:
+    if any(name in column for name in COUNTS):  # of images or videos in each sample
+        return False
     try:
         return rows_of(column) > 0
     except ValueError:

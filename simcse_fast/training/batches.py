@@ -96,7 +96,7 @@ class Collator:
         twins: one column of text becomes two: halves of its words for a static model, the same
             ids twice for any other, whose dropout tells them apart.
         padding: the id that fills rows up, and the side it goes to.
-        mask_duplicates: pass the numbers of the sentences, if any sentence repeats another.
+        mask_duplicates: pass the numbers of the sentences, if any key repeats another.
         share: this process and how many there are.
         hider: of tokens for a masked language model, if there is one.
     """
@@ -115,7 +115,8 @@ class Collator:
         self.data, self.static, self.twins = data, static, twins
         self.pad, self.side = padding
         self.number_of_views = 2 if twins else len(data.columns)
-        self.mask = mask_duplicates and data.report.duplicates > 0
+        self.keys = data.columns if len(data.columns) == 1 else data.columns[1:]
+        self.mask = mask_duplicates and self.repeats(data.rows) > 0
         self.share, self.hider = share, hider
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class Collator:
             "masked", the same of sentences with hidden tokens, and "guessed", how many tokens of
             all processes are to be guessed, where there is a hider;
             "query_ids" and "key_ids" where duplicates are masked; "real" tokens of all processes;
-            "repeats", the rows that repeat a sentence of the batch.
+            "repeats", the keys that repeat another one of the batch.
         """
         rank, world = self.share
         size = len(batch.rows)
@@ -145,9 +146,13 @@ class Collator:
         content["repeats"] = 0
         if self.mask:
             content |= self.numbers(rows)
-            positive = self.data.columns[min(1, len(self.data.columns) - 1)].identity
-            content["repeats"] = size - len(np.unique(positive[batch.rows]))
+            content["repeats"] = self.repeats(batch.rows)
         return content
+
+    def repeats(self, rows: NDArray[np.int64]) -> int:
+        """Keys of these rows, positives and negatives, whose text another one has."""
+        texts = np.concatenate([column.identity[rows] for column in self.keys])
+        return len(texts) - len(np.unique(texts))
 
     def tokens(self, rows: NDArray[np.int64]) -> int:
         """Tokens of all views of these rows."""
@@ -174,9 +179,7 @@ class Collator:
 
     def numbers(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Which keys are the positive's own text: those are no negatives."""
-        columns = self.data.columns
-        keys = columns if len(columns) == 1 else columns[1:]
-        identities = [torch.from_numpy(np.asarray(column.identity[rows])) for column in keys]
+        identities = [torch.from_numpy(np.asarray(column.identity[rows])) for column in self.keys]
         return {"query_ids": identities[0], "key_ids": torch.cat(identities)}
 
     def flat(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, torch.Tensor]:

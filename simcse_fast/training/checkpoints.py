@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = re.compile(r"checkpoint-(\d+)")
+# Options that a checkpoint knows by a hash, and what to do where it differs.
+HASHED = {
+    "model": "a model with other weights; load it anew, as it was before training",
+    "data": "other texts or another tokenizer; give the same",
+    "evaluate": "other pairs to evaluate; give the same",
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,10 @@ class Checkpoints:
         for name in names:
             then, now = options.get(name), self.options.get(name)
             if then != now:
+                told = f"{name} {then!r}, now it is {now!r}; give the same options"
+                told = HASHED[name] if then and now and name in HASHED else told
                 raise InputError(
-                    f"resume: {self.path(step)} was trained with {name} {then!r}, now it is "
-                    f"{now!r}; give the same options, or another output folder"
+                    f"resume: {self.path(step)} was trained with {told}, or another output folder"
                 )
 
     def refuse_others(self) -> None:
@@ -82,10 +89,20 @@ class Checkpoints:
                 f"output: {self.folder} holds an earlier run; resume it, or name another folder"
             )
 
-    def rotate(self, best: int | None) -> None:
-        """Remove the oldest beyond `keep`, and what an interrupted save left."""
-        for step in self.steps()[self.keep :]:
-            if step != best:
-                shutil.rmtree(self.path(step), ignore_errors=True)
+    def whole(self) -> Path | None:
+        """The newest folder that is whole, whatever it was trained with."""
+        paths = (self.path(step) for step in self.steps())
+        return next((path for path in paths if note_of(path)[0] is not None), None)
+
+    def rotate(self, step: int, best: int | None) -> None:
+        """After a save: remove the oldest beyond `keep`, and what an interrupted save left.
+
+        Newer ones than this step's are those that a resumed run has passed by.
+        """
+        steps = self.steps()
+        kept = [one for one in steps if one <= step][: self.keep]
+        for one in steps:
+            if one != best and one not in kept:
+                shutil.rmtree(self.path(one), ignore_errors=True)
         for path in self.folder.glob(UNFINISHED + "checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -43,7 +43,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         score = f", STS {self.history.evaluations[-1][1]:.2f}" if self.history.evaluations else ""
         self.bar.set_postfix_str(
             f"loss {self.history.losses[-1]:.4f}, "
-            f"{self.history.sentences_per_second:,.0f} sentences/s, {memory():.1f} GiB{score}",
+            f"{self.history.sentences_per_second:,.0f} sentences/s, "
+            f"{memory(args.device):.1f} GiB{score}",
             refresh=False,
         )
         self.bar.update(1)
@@ -54,9 +55,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self.bar.close()
 
 
-def memory() -> float:
-    """Peak memory in GiB: of the device, where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated() / KILO**3)
+def memory(device: torch.device) -> float:
+    """Peak memory in GiB: of the device, where it has its own, else of the process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device) / KILO**3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak / (KILO**3 if sys.platform == "darwin" else KILO**2))

@@ -85,6 +85,7 @@ def run(
     say: Callable[[str], None],
 ) -> TrainingResult:
     """Train; see `simcse_fast.train`."""
+    check_device(places.device)
     with quiet_transformers(), made(places.output, "output"):
         arguments = training_arguments(options, places)
         evaluator = evaluator_of(places.evaluate)
@@ -119,6 +120,16 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def check_device(device: str | None) -> None:
+    """Refuse devices that the trainer would not train on; it takes the first one of a process."""
+    best = torch.accelerator.current_accelerator()
+    names = ["cpu"] if best is None else ["cpu", best.type]
+    if device is not None and device not in names:
+        raise InputError(
+            f"device: expected {' or '.join(names)}, or none for the best there is, got {device!r}"
+        )
 
 
 def training_arguments(options: Options, places: Places) -> SentenceTransformerTrainingArguments:
@@ -241,7 +252,7 @@ def carry_out(
         notes.append(plan.masking.fresh)
     for note in notes:
         say(note)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, told_where_to_go_on(checkpoints):
         run_ = assemble(plan, arguments, checkpoints, evaluator, start, stop)
         trainer = SimCSETrainer(run_, model=plan.encoder.model, args=arguments)
         trainer.add_callback(Progress(run_.history))
@@ -249,17 +260,16 @@ def carry_out(
             trainer.evaluate()
         # Other dropout for other rows: the trainer gives all processes one seed.
         torch.manual_seed(plan.options.seed + arguments.process_index)
-        with told_where_to_go_on(checkpoints):
-            trainer.train_from(start, plan.steps)
-    steps = len(run_.history.losses)
-    if stop.asked and not trainer.is_over(plan.steps):
-        raise TrainingInterrupted(
-            f"training was stopped; {checkpoints.path(steps)} is whole, resume goes on from it"
-        )
-    trainer.load_best()
-    model = plan.encoder.model
-    folder = save_final(model, places.output, trainer.is_world_process_zero())
-    trainer.accelerator.wait_for_everyone()
+        trainer.train_from(start, plan.steps)
+        steps = len(run_.history.losses)
+        if stop.asked and not trainer.is_over(plan.steps):
+            raise TrainingInterrupted(
+                f"training was stopped; {checkpoints.path(steps)} is whole, resume goes on from it"
+            )
+        trainer.load_best()
+        model = plan.encoder.model
+        folder = save_final(model, places.output, trainer.is_world_process_zero())
+        trainer.accelerator.wait_for_everyone()
     return TrainingResult(model, run_.history, folder, plan.data.report, steps, tuple(notes))
 
 
@@ -282,11 +292,12 @@ def told_where_to_go_on(checkpoints: Checkpoints) -> Iterator[None]:
     """A second signal stops in the middle of a step: what is whole is older."""
     try:
         yield
+    except TrainingInterrupted:
+        raise
     except KeyboardInterrupt as stop:
-        steps = checkpoints.steps()
-        newest = checkpoints.path(steps[0]) if steps else None
         raise TrainingInterrupted(
-            f"training was stopped at once; resume goes on from {newest or 'the beginning'}"
+            "training was stopped at once; resume goes on from "
+            f"{checkpoints.whole() or 'the beginning'}"
         ) from stop
 
 

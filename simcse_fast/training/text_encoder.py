@@ -44,7 +44,7 @@ class TextEncoder:
     @property
     def fingerprint(self) -> str:
         """What the ids depend on, besides the texts."""
-        state = self.fast.to_str() if self.slow is None else repr(self.slow)
+        state = self.fast.to_str() if self.slow is None else _state(self.slow)
         parts = (state, str(self.max_length), str(self.special), str(self.fewest))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -68,3 +68,8 @@ class TextEncoder:
                 lists[place] = short["input_ids"]
                 cut += 1
         return lists, cut
+
+
+def _state(tokenizer: Any) -> str:
+    """What the ids of a tokenizer in Python depend on, as far as it says."""
+    return repr((sorted(tokenizer.get_vocab().items()), sorted(tokenizer.init_kwargs.items())))

@@ -99,10 +99,10 @@ def read_table(source: Any, argument: str) -> pa.Table | Sentences:
     try:
         if isinstance(source, str | os.PathLike):
             return read_path(os.fspath(source), argument)
-        if isinstance(source, pa.Table):
-            return source
         if hasattr(source, "with_format") and hasattr(source, "column_names"):
-            return source.with_format("arrow")[:]
+            return split_of(source)
+        if hasattr(source, "__arrow_c_stream__"):  # tables, data frames
+            return pa.table(source)
         if argument == "unsupervised" and not isinstance(source, Mapping):
             return texts_of(corpus.read_corpus(source), argument)
         return table_of(source, argument)
@@ -115,6 +115,14 @@ def read_table(source: Any, argument: str) -> pa.Table | Sentences:
         raise InputError(f"{argument}: {str(error).removeprefix('corpus: ')}") from error
     except TypeError as error:
         raise TypeError(f"{argument}: {str(error).removeprefix('corpus: ')}") from error
+
+
+def split_of(source: Any) -> pa.Table:
+    """A split of `datasets`."""
+    if not hasattr(source, "__len__") or isinstance(source, Mapping):
+        raise TypeError("pass one split, in memory")
+    table: pa.Table = source.with_format("arrow")[:]
+    return table
 
 
 def read_path(name: str, argument: str) -> pa.Table | Sentences:
@@ -134,7 +142,7 @@ def read_path(name: str, argument: str) -> pa.Table | Sentences:
     except Exception as error:  # the hub's client raises whatever its transport does
         raise InputError(
             f"{argument}: {name} is no file, and no data set of that name can be loaded "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
     return split.with_format("arrow")[:]
 
@@ -207,9 +215,17 @@ def table_of(source: Any, argument: str) -> pa.Table:
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise InputError(f"{argument}: columns must have one length; found {told}")
         return pa.table({name: list(column) for name, column in source.items()})
-    rows = [tuple(row) for row in source]
-    if not rows:
+    given = list(source)
+    if not given:
         raise InputError(f"{argument}: {label(source)} is empty; expected at least two rows")
+    if all(isinstance(row, Mapping) for row in given):
+        return pa.Table.from_pylist(given)
+    for number, row in enumerate(given):
+        if isinstance(row, str | bytes | Mapping):
+            raise InputError(
+                f"{argument}: row {number} is a {type(row).__name__}; expected a tuple of texts"
+            )
+    rows = [tuple(row) for row in given]
     widths = {len(row) for row in rows}
     if len(widths) > 1 or not widths <= set(WIDTHS[argument]):
         wrong = next(n for n, row in enumerate(rows) if len(row) != len(rows[0]) or len(widths) < 2)  # noqa: PLR2004 - widths differ
@@ -223,6 +239,10 @@ def table_of(source: Any, argument: str) -> pa.Table:
 
 def choose(table: pa.Table, argument: str) -> list[str]:
     """The columns by their names; by their place, where there are just as many as wanted."""
+    if len(set(table.column_names)) < len(table.column_names):
+        raise InputError(
+            f"{argument}: expected each column once; found {', '.join(table.column_names)}"
+        )
     for names in NAMES[argument]:
         if set(names) <= set(table.column_names):
             return list(names)
@@ -241,8 +261,6 @@ def strings_of(column: pa.ChunkedArray, where: str) -> Sentences:
     """A column of an Arrow table."""
     try:
         return texts_of(corpus.from_arrow(column, where), where)
-    except TypeError as error:
-        raise TypeError(str(error)) from None
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -108,6 +108,16 @@ class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.record(loss, inputs)
         return loss
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip; what is not finite stops training too, where no gradient scaler skips the step."""
+        norm = super()._clip_grad_norm(model)
+        if self.accelerator.scaler is None and not np.isfinite(float(norm)):
+            raise InputError(
+                f"the gradient of step {self.state.global_step + 1} is not finite; a lower "
+                "learning_rate may help"
+            )
+        return norm
+
     def record(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Keep the figures of a step; the loss is the mean of all processes."""
         objective, history = self.run.objective, self.run.history
@@ -173,7 +183,7 @@ class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
                 self.run.history.save(folder)
             self.accelerator.wait_for_everyone()  # until all of them have written
         if first:
-            checkpoints.rotate(best)
+            checkpoints.rotate(self.state.global_step, best)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002 - the parent's signature
         """A model that loads without us, and what only training sees beside it."""
