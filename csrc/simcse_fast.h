@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 7
+#define SF_ABI_VERSION 8
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -33,6 +33,10 @@ SF_API int32_t sf_abi_version(void);
 SF_API const char *sf_instruction_set(void);
 /* Use another one (for tests). SF_BAD_ARGUMENT if the processor lacks it. */
 SF_API int32_t sf_use_instruction_set(const char *name);
+
+/* to[i] = from[i] for i < bytes, by writes that leave what is cached in the caches; `to` is a
+ * multiple of 64. For what is not read soon. */
+SF_API int32_t sf_copy_past_caches(const void *from, int64_t bytes, void *to, int32_t threads);
 
 /* unit[i] = x[i] * inverse_norm[i], inverse_norm[i] = 1 / max(|x[i]|, 1e-12), 0 for a zero row. */
 SF_API int32_t sf_normalize(const float *x, int64_t rows, int64_t width, float *unit,

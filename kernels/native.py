@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 
@@ -131,6 +131,7 @@ class Small(Structure):
 _SIZES = {"sf_product_scratch": Product, "sf_small_scratch": Small}
 _SIGNATURES = {
     "sf_use_instruction_set": (c_char_p,),
+    "sf_copy_past_caches": (c_void_p, c_int64, c_void_p, c_int32),
     "sf_normalize": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int32),
     "sf_normalize_backward": (
         *(c_void_p, c_void_p, c_void_p, c_int64, c_int64),

@@ -107,6 +107,16 @@ class BackendStatus:
     detail: str
 
 
+def copy_past_caches(source: Tensor, out: Tensor) -> None:
+    """Bytes on the CPU to memory that begins at a multiple of 64 and is not read soon."""
+    if missing("cpu"):
+        out.copy_(source)
+        return
+    native.load().sf_copy_past_caches(
+        source.data_ptr(), source.numel(), out.data_ptr(), torch.get_num_threads()
+    )
+
+
 def backends() -> dict[str, BackendStatus]:
     """What runs on this machine, and why the others do not.
 

@@ -162,12 +162,14 @@ class BatchRun:
         Once one does not, none of its group does: graphs that are kept go first in the backward
         pass, and so the order of its sums is the same whatever memory there is.
         """
-        work = max(itertools.starmap(self._expected, enumerate(self.largest)))
-        if len(self.parts) == 1:
-            work = 0
+        work = self._work() if len(self.parts) > 1 else 0
         if not self.room or self.statistics.kept_bytes + size + work > self.room:
             self.full.add(part.group)
         return part.group not in self.full
+
+    def _work(self) -> float:
+        """Bytes of the graph of the mini-batch at work, at most."""
+        return max(itertools.starmap(self._expected, enumerate(self.largest)))
 
     def _keep(self, part: Part) -> Tensor:
         with Saved(self.shelf) as saved:
@@ -193,9 +195,9 @@ class BatchRun:
         return found
 
     def _tidy(self) -> None:
-        """Beside graphs that are kept, what the heap loses between them counts."""
+        """Beside graphs that are kept, what the heap loses between them counts too."""
         if self.shelf is not None and self.statistics.kept:
-            self.cache.slabs.tidy(self.room // HOLES)
+            self.cache.slabs.tidy(int(self._work()) + self.room // HOLES)
 
     def _make_room(self) -> None:
         """The device said no: let go of all graphs, and keep half as much from now on."""
@@ -232,7 +234,8 @@ class BatchRun:
             ending, learning = part is self.last[module], learns(parallel)
             with synchronised(parallel, ending):
                 reached = self._backward(part, pooled[part.group])
-            self._tidy()
+            if any(other.graph is not None for other in self.parts):
+                self._tidy()
             if reached:
                 done[module] = part
             if ending and parallel and module in done and (learning or not reached):

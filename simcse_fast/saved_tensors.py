@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from simcse_fast.backend import copy_past_caches
 from simcse_fast.memory import resident_memory, return_free_pages
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ class Saved:
             self.total += size
             if self.shelf is not None and x.device.type == "cpu":
                 copy = self.shelf.place(size)
-                copy[:size].copy_(torch.empty(0, dtype=torch.uint8).set_(storage))
+                content = torch.empty(0, dtype=torch.uint8).set_(storage)
+                copy_past_caches(content, copy[:size])
             self._copies[name] = copy, x._version  # noqa: SLF001
         if copy is None or self.shelf is None:
             return x

@@ -158,6 +158,7 @@ inline void expect_ends(Ends &ends, int64_t i, const Softmax &wanted, double eps
 }
 
 // One per source file; called once per instruction set.
+void check_copies();
 void check_normalizations();
 void check_all_rows();
 void check_all_products();

@@ -18,6 +18,9 @@ void check_refusals() {
   expect(sf_infonce_columns(&square) == SF_BAD_ARGUMENT, "an empty square is refused");
   expect(sf_infonce_columns_end(&square) == SF_BAD_ARGUMENT, "an empty square is refused");
   expect(sf_infonce_square(&square) == SF_BAD_ARGUMENT, "an empty square is refused");
+  expect(sf_copy_past_caches(&x, 4, &x, 0) == SF_BAD_ARGUMENT, "no threads are refused");
+  alignas(64) char lines[128];
+  expect(sf_copy_past_caches(lines, 8, lines + 72, 1) == SF_BAD_ARGUMENT, "not a multiple of 64");
   expect(sf_use_instruction_set("mmx") == SF_BAD_ARGUMENT, "an unknown name is refused");
 }
 
@@ -37,6 +40,7 @@ int main() {
     context = name;
     expect(std::strcmp(sf_instruction_set(), name) == 0, "the set that was asked for is used");
     check_refusals();
+    check_copies();
     check_normalizations();
     check_all_rows();
     check_all_products();
