@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t kLine = 64;            // bytes
+constexpr int64_t kLine = 64;           // bytes
 constexpr int64_t kParallel = 1 << 18;  // bytes below which waking a thread costs more
 
 void copy_past_caches(const char *from, int64_t bytes, char *to) {
