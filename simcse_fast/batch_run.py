@@ -72,7 +72,7 @@ class BatchRun:
         self.grad = torch.is_grad_enabled()
         self.room = cache.room(self.device) if self.grad else 0
         self.frozen: set[int] = set()  # groups whose embeddings depend on no parameter
-        self.full: set[int] = set()  # groups that keep no more graphs
+        self.closed: set[int] = set()  # groups that keep no more graphs
         modules = towers if cache.model is None else [cache.model] * len(groups)
         self.parallel = [parallel_of(module) for module in modules]
         self.parts = self._cut()
@@ -164,8 +164,8 @@ class BatchRun:
         """
         work = self._work() if len(self.parts) > 1 else 0
         if not self.room or self.statistics.kept_bytes + size + work > self.room:
-            self.full.add(part.group)
-        return part.group not in self.full
+            self.closed.add(part.group)
+        return part.group not in self.closed
 
     def _work(self) -> float:
         """Bytes of the graph of the mini-batch at work, at most."""
@@ -196,7 +196,7 @@ class BatchRun:
 
     def _tidy(self) -> None:
         """Beside graphs that are kept, what the heap loses between them counts too."""
-        if self.shelf is not None and self.statistics.kept:
+        if self.shelf is not None and any(part.graph is not None for part in self.parts):
             self.cache.slabs.tidy(int(self._work()) + self.room // HOLES)
 
     def _make_room(self) -> None:
@@ -234,8 +234,7 @@ class BatchRun:
             ending, learning = part is self.last[module], learns(parallel)
             with synchronised(parallel, ending):
                 reached = self._backward(part, pooled[part.group])
-            if any(other.graph is not None for other in self.parts):
-                self._tidy()
+            self._tidy()
             if reached:
                 done[module] = part
             if ending and parallel and module in done and (learning or not reached):

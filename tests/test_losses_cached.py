@@ -99,8 +99,7 @@ def test_what_is_kept_follows_the_memory(model):
     for memory in MEMORY:
         loss = cached(losses, model, memory.values[0], mini_batch_size=4)
         gradients(loss, model, texts(2, 29))
-        statistics = loss._cache.statistics
-        kept.append(statistics.kept / statistics.mini_batches)
+        kept.append(loss._cache.statistics.kept / loss._cache.statistics.mini_batches)
     assert kept[0] == 0 < kept[1] < kept[2] == 1
 
 
@@ -207,21 +206,16 @@ def test_prompts_are_left_out_of_the_mean(tmp_path):
 def test_half_precision_embeddings_keep_small_gradients():
     """In fp16 those of a converged loss, 3e-8, would be zero before they are scaled."""
 
-    class Turned(torch.nn.Module):
-        def __init__(self, dtype):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.eye(4, dtype=dtype))
-
+    class Turned(torch.nn.Linear):
         def forward(self, features):
-            return {"sentence_embedding": features["rows"].to(self.weight.dtype) @ self.weight}
+            return {"sentence_embedding": super().forward(features["rows"].to(self.weight.dtype))}
 
-    found = []
+    found, rows = [], [{"rows": torch.eye(4)}] * 2
     for module, dtype in ((originals, torch.float64), (losses, torch.float16)):
-        model = Turned(dtype)
-        whole = torch.nn.Sequential(model)
-        loss = cached(module, whole, mini_batch_size=2, scale=20.0)
-        (loss([{"rows": torch.eye(4)}] * 2, None) * 2.0**24).backward()
-        found.append(model.weight.grad.double())
+        model = Turned(4, 4, bias=False, dtype=dtype)
+        torch.nn.init.eye_(model.weight)
+        loss = cached(module, torch.nn.Sequential(model), mini_batch_size=2, scale=20.0)
+        found.append(gradients(loss, model, None, 2.0**24, rows)[1].double())
     assert (found[1] - found[0]).norm() <= 2e-3 * found[0].norm()  # the rounding of fp16
     assert found[0].norm() < 10
 

@@ -57,10 +57,8 @@ def read_corpus(corpus: object) -> Sentences | TokenIds:
         return from_arrow(corpus, "corpus")
     if isinstance(corpus, pa.Table):
         return from_table(corpus, "corpus")
-    if hasattr(corpus, "with_format") and hasattr(corpus, "column_names"):  # datasets.Dataset
-        if not hasattr(corpus, "__len__") or isinstance(corpus, Mapping):
-            raise TypeError("corpus: pass one split, in memory, or an iterable of its sentences")
-        return from_table(corpus.with_format("arrow")[:], "corpus")
+    if is_dataset(corpus):
+        return from_table(table_of_dataset(corpus), "corpus")
     if isinstance(corpus, tuple) and len(corpus) in {2, 3} and not is_text(corpus[0]):
         return from_ids(*corpus)
     if isinstance(corpus, bytes | Mapping) or hasattr(corpus, "columns"):
@@ -68,6 +66,19 @@ def read_corpus(corpus: object) -> Sentences | TokenIds:
     if not isinstance(corpus, Iterable):
         raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
     return from_texts(list(corpus))
+
+
+def is_dataset(corpus: object) -> bool:
+    """Of the package datasets."""
+    return hasattr(corpus, "with_format") and hasattr(corpus, "column_names")
+
+
+def table_of_dataset(dataset: Any) -> pa.Table:
+    """All its columns."""
+    if not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
+        raise TypeError("corpus: pass one split, in memory, or an iterable of its sentences")
+    table: pa.Table = dataset.with_format("arrow")[:]
+    return table
 
 
 def is_text(entry: object) -> bool:

@@ -105,13 +105,14 @@ class _Cached(nn.Module):
             self._cache = GradientCache(
                 encode, memory_share=self.memory_share, memory_limit=self.memory_limit
             )
-        cache, widest = self._cache, max(map(width_of, columns))
+        cache = self._cache
+        flat = any(FLAT in column for column in columns)  # whose width is that of all samples
+        widest = 0 if flat else max(map(width_of, columns))
         cache.encode, cache.model, cache.progress = encode, self.model, self.show_progress_bar
         most = TOKENS.get(cache.device(columns).type, math.inf)
         tokens = self.mini_batch_num_tokens or min(self.mini_batch_size * widest, most)
-        flat = any(FLAT in column for column in columns)  # whose width is that of all samples
-        cache.mini_batch_tokens = self.mini_batch_num_tokens if flat else int(tokens) or None
-        cache.mini_batch_size = None if widest and not flat else self.mini_batch_size
+        cache.mini_batch_tokens = int(tokens) or None
+        cache.mini_batch_size = None if widest else self.mini_batch_size
         return cache
 
 

@@ -99,8 +99,8 @@ def read_table(source: Any, argument: str) -> pa.Table | Sentences:
     try:
         if isinstance(source, str | os.PathLike):
             return read_path(os.fspath(source), argument)
-        if hasattr(source, "with_format") and hasattr(source, "column_names"):
-            return split_of(source)
+        if corpus.is_dataset(source):
+            return corpus.table_of_dataset(source)
         if hasattr(source, "__arrow_c_stream__"):  # tables, data frames
             return pa.table(source)
         if argument == "unsupervised" and not isinstance(source, Mapping):
@@ -115,14 +115,6 @@ def read_table(source: Any, argument: str) -> pa.Table | Sentences:
         raise InputError(f"{argument}: {str(error).removeprefix('corpus: ')}") from error
     except TypeError as error:
         raise TypeError(f"{argument}: {str(error).removeprefix('corpus: ')}") from error
-
-
-def split_of(source: Any) -> pa.Table:
-    """A split of `datasets`."""
-    if not hasattr(source, "__len__") or isinstance(source, Mapping):
-        raise TypeError("pass one split, in memory")
-    table: pa.Table = source.with_format("arrow")[:]
-    return table
 
 
 def read_path(name: str, argument: str) -> pa.Table | Sentences:
@@ -144,7 +136,7 @@ def read_path(name: str, argument: str) -> pa.Table | Sentences:
             f"{argument}: {name} is no file, and no data set of that name can be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
-    return split.with_format("arrow")[:]
+    return corpus.table_of_dataset(split)
 
 
 def read_tsv(path: Path, argument: str) -> pa.Table:
