@@ -138,12 +138,16 @@ class AtWork:
         return_free_pages()  # which the gate leaves
         self.run = step_of(training_peers.MAKERS[self.name](self.model), self.model, self.columns)
         self.before = resident("VmRSS")
-        if self.name == training_peers.KEPT:
-            self.run()  # takes its memory, once in a training
         return error
 
     def step(self) -> tuple[float, float]:
-        """Seconds, and MiB beyond what the process held before the first."""
+        """Seconds, and MiB beyond what the process held before the first.
+
+        What is held between steps has gone cold while others took their turns, which it does not
+        in a training, so the method that holds memory takes a step before.
+        """
+        if self.name == training_peers.KEPT:
+            self.run()
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         begin = time.perf_counter()
         self.run()
