@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LENGTHS = (32, 128)
-BATCHES = {256: 3, 1024: 2, 4096: 1}  # and rounds
+BATCHES = {256: 2, 1024: 4, 4096: 1}  # and rounds
 # The rest embeds row by row as these do: its time by the sentence is the same at every batch.
 LARGE = (training_peers.OURS, training_peers.KEPT, training_peers.STOCK)
 SMALLEST = 256
