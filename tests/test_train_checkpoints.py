@@ -267,6 +267,15 @@ def test_model_of_a_stopped_run_can_be_trained_again(tmp_path, monkeypatch):
     assert train(model, output=tmp_path / "again", **options).steps == 3
 
 
+@pytest.fixture
+def _interruptible():
+    """Shells start what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_second_signal_stops_at_once(run, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)
