@@ -59,8 +59,8 @@ def result(
         }
         for name, values in times.items()
     }
-    if stock := medians.get(training_peers.STOCK):
-        ratios = {name: f"{stock / median:.2f}" for name, median in medians.items()}
+    if stock := times.get(training_peers.STOCK):
+        ratios = {name: f"{harness.speed_up(stock, own):.2f}" for name, own in times.items()}
         print(f"{title}, {rows} pairs: x {training_peers.STOCK}:", ratios, flush=True)
     return {"encoder": title, "rows": rows, "methods": methods}
 

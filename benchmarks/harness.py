@@ -59,6 +59,11 @@ def summary(times: list[float]) -> dict[str, float]:
     return {k: round(1e3 * v, 4) for k, v in milliseconds.items()} | {"rounds": len(times)}
 
 
+def speed_up(peer: list[float], ours: list[float]) -> float:
+    """A peer's time over ours, the median of the rounds' ratios: a slow round slows both."""
+    return statistics.median(a / b for a, b in zip(peer, ours, strict=True))
+
+
 def peak_memory(method: str, rows: int, width: int) -> float | None:
     """MiB that one step of a method adds to a fresh process with its inputs; None: not run."""
     command = [sys.executable, "-m", "benchmarks.peak_memory", method, str(rows), str(width)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
+from benchmarks import harness
 from benchmarks.training_peers import KEPT, OURS, STOCK
 
 if TYPE_CHECKING:
@@ -18,11 +18,12 @@ STATIC = {"simcse_fast": "#0072B2", "sentence-transformers": "#D55E00"}
 OTHERS = ("#E69F00", "#009E73", "#882255")
 ENCODER = """A step embeds both columns of a batch, computes the loss and ends in the encoder's
 gradients. Seconds are medians of interleaved rounds; "x" is the stock cached loss's time over the
-method's. Padding is padded over real tokens. Memory is the most that a process with the method
-held beyond the model and its batch; it may take 10 GiB, and graphs that are kept 65 % of what the
-machine has free, which is timed from the second step on. Plain and 128 rows give their memory back
-between rounds, for all methods are there at once. Gradients are compared with the uncached loss's
-at 32 pairs, dropout off."""
+method's in the same round, the median of the rounds. Padding is padded over real tokens. Memory is
+the most that a process with the method held beyond the model and its batch; it may take 10 GiB, and
+graphs that are kept 65 % of what the machine has free. Steps that keep graphs are timed right after
+one of their own, as in a training: their memory goes cold while others take their turns. Plain and
+128 rows give their memory back between rounds, for all methods are there at once. Gradients are
+compared with the uncached loss's at 32 pairs, dropout off."""
 STATIC_TEXT = """A step embeds both columns, computes the loss and its gradients, and lets Adam move
 the vectors. Milliseconds, medians of interleaved rounds."""
 
@@ -34,7 +35,7 @@ def seconds(method: dict[str, Any]) -> float:
 
 def encoder_table(row: dict[str, Any]) -> list[str]:
     """One line a method for one batch."""
-    stock = seconds(row["methods"][STOCK]) if STOCK in row["methods"] else math.nan
+    stock = row["methods"].get(STOCK)
     lines = [
         "| | s | x | sentences/s | padding | memory, MiB | gradient off |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -42,8 +43,9 @@ def encoder_table(row: dict[str, Any]) -> list[str]:
     for name, method in row["methods"].items():
         padding = f"{method['padded'] / method['real']:.2f}" if "padded" in method else ""
         memory = f"{method['mib']:,.0f}" if "mib" in method else ""
+        ratio = f"{harness.speed_up(stock['s'], method['s']):.2f}" if stock else ""
         cells = [
-            *(f"{seconds(method):,.2f}", f"{stock / seconds(method):.2f}"),
+            *(f"{seconds(method):,.2f}", ratio),
             *(f"{method['sentences_per_s']:,.0f}", padding, memory),
             f"{method['gradient_error']:.1e}",
         ]
