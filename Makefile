@@ -7,9 +7,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*/* tests/native/*)
 SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
-# Only their loss files are read, by path, as originals to compare with; their own requirements
-# (torchvision, timm, ...) are not wanted.
-PEERS := open_clip_torch lightly
+# Originals to compare with. Of the first two only the loss files are read, by path; their own
+# requirements (torchvision, timm, ...) are not wanted.
+PEERS := open_clip_torch lightly captum
 GPU_PEERS := memeff siglip-kernel inf-cl cut-cross-entropy liger-kernel
 TRITON := 3.9.0
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -53,6 +53,8 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(BIN)/pytest benchmarks/bench_information.py
 	$(BIN)/python -m benchmarks.bench_training
 	$(BIN)/python -m benchmarks.bench_static
+	$(BIN)/python -m benchmarks.bench_attribution
+	$(BIN)/python -m benchmarks.attribution_rules
 	$(BIN)/python -m benchmarks.bench_import
 
 # A peer that cannot be installed gets a row that says so.
@@ -60,6 +62,7 @@ bench-gpu: $(VENV)/.test ## GPU benchmarks; ARGS=--rehearse runs them on the CPU
 	for peer in $(GPU_PEERS); do $(INSTALL) --no-deps $$peer || true; done
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 	$(BIN)/python -m benchmarks.bench_training --device cuda $(ARGS)
+	$(BIN)/python -m benchmarks.bench_attribution --device cuda $(ARGS)
 
 tune-gpu: $(VENV)/.test ## time the tiles of the Triton kernels on the GPU at hand
 	$(BIN)/python -m benchmarks.tune_gpu $(ARGS)

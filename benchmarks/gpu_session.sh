@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # A session on a machine with a GPU and no network, in stages of at most ten minutes:
 #
-#     bash benchmarks/gpu_session.sh 1 results    # then 2, 3, 4
+#     bash benchmarks/gpu_session.sh 1 results    # then 2, 3, 4, 5
 #
 # 1 installs, tests what decides everything else, and times the most important problems; 2 runs all
-# GPU tests and times tiles; 3 times the rest; 4 times whole steps of training (and needs
-# transformers and sentence-transformers there). What was written is in the folder, whatever failed.
+# GPU tests and times tiles; 3 times the rest; 4 times whole steps of training, 5 word weights (both
+# need transformers and sentence-transformers there). What was written is in the folder, whatever
+# failed.
 # Wheels of peers are taken from the folder $WHEELS, if there is one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-stage=${1:?stage 1, 2, 3 or 4}
+stage=${1:?stage 1, 2, 3, 4 or 5}
 out=$(mkdir -p "${2:?a folder for the results}" && cd "$2" && pwd)
 
 log() { "$@" 2>&1 | tee -a "$out/stage-$stage.log"; }
@@ -28,7 +29,10 @@ elif [ "$stage" = 2 ]; then
 	log timeout 190 python3 -m benchmarks.tune_gpu --minutes 3 --output "$out"
 elif [ "$stage" = 3 ]; then
 	log timeout 580 python3 -m benchmarks.bench_gpu --minutes 9 --resume --output "$out"
-else
+elif [ "$stage" = 4 ]; then
 	log timeout 580 python3 -m benchmarks.bench_training --device cuda --output "$out"
+else
+	log timeout 120 python3 -m pytest -q -m gpu tests/test_path_integral_triton.py
+	log timeout 460 python3 -m benchmarks.bench_attribution --device cuda --output "$out"
 fi
 cp -r benchmarks/results/info_nce-nvidia-* "$out" 2>/dev/null || true

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     *("torch", "sentence-transformers", "cut-cross-entropy", "triton", "numba", "scipy"),
-    *("memeff", "siglip-kernel", "inf-cl", "liger-kernel"),
+    *("memeff", "siglip-kernel", "inf-cl", "liger-kernel", "transformers", "captum", "shap"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
-from benchmarks import report_gpu, report_training
+from benchmarks import report_attribution, report_gpu, report_training
 from benchmarks.harness import RESULTS
 
 if TYPE_CHECKING:
@@ -140,6 +140,20 @@ def training(folder: Path, page: Path) -> list[str]:
     return lines
 
 
+def attribution(folder: Path, page: Path) -> list[str]:
+    """Sections on word weights."""
+    lines: list[str] = []
+    found = sorted(folder.glob("attribution-rules-*.json"))
+    for path in sorted(set(folder.glob("attribution-*.json")) - set(found)):
+        result = json.loads(path.read_text())
+        picture, source = page.with_name(f"{path.stem}.svg"), result["provenance"]
+        lines += report_attribution.section(result, picture, machine(source))
+        lines += [origin(source), ""]
+    if found:
+        lines += report_attribution.rules([json.loads(path.read_text()) for path in found])
+    return lines
+
+
 def section(result: dict[str, Any], picture: str) -> list[str]:
     """What docs/benchmarks.md says of one machine."""
     rows, source = result["rows"], result["provenance"]
@@ -183,6 +197,7 @@ def main() -> None:
         picture = options.page.with_name(f"{path.stem}.svg")
         lines += report_gpu.section(json.loads(path.read_text()), picture)
     lines += training(options.results, options.page)
+    lines += attribution(options.results, options.page)
     options.page.write_text("\n".join(lines).rstrip() + "\n")
     print(options.page)
 

@@ -6,6 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simcse_fast.attribution import (
+        Attributions,
+        integrated_gradients,
+        shapley_values,
+        token_similarity,
+    )
+    from simcse_fast.attribution.batch import attribute_file
     from simcse_fast.backend import backends, set_workspace_limit
     from simcse_fast.errors import BackendUnavailableError
     from simcse_fast.gradient_cache import GradientCache
@@ -16,26 +23,36 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Attributions": "attribution",
     "BackendUnavailableError": "errors",
     "GradientCache": "gradient_cache",
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
+    "attribute_file": "attribution.batch",
     "backends": "backend",
     "info_nce": "losses.info_nce",
     "information_gain": "information",
+    "integrated_gradients": "attribution",
     "set_workspace_limit": "backend",
+    "shapley_values": "attribution",
+    "token_similarity": "attribution",
     "train": "training",
 }
 
 __all__ = [
+    "Attributions",
     "BackendUnavailableError",
     "GradientCache",
     "InfoNCELoss",
     "InformationTable",
+    "attribute_file",
     "backends",
     "info_nce",
     "information_gain",
+    "integrated_gradients",
     "set_workspace_limit",
+    "shapley_values",
+    "token_similarity",
     "train",
 ]
 

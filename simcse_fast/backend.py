@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -225,6 +225,13 @@ def evaluate(
             return result
         gradients = [None if g is None else g.to(kept) for g in result.gradients]
         return dataclasses.replace(result, gradients=gradients)
+
+
+def path_kernels(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module with `path_points` and `path_contributions` for word embeddings of a type."""
+    own = device.type == "cuda" and dtype != torch.float64 and not missing("triton")
+    name = "triton_kernels" if own else "reference"
+    return importlib.import_module(f"simcse_fast.kernels.path_integral.{name}")
 
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:

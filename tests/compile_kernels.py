@@ -1,13 +1,15 @@
-"""Compile every Triton kernel that a loss launches for a GPU that is not here; print what it needs.
+"""Compile every Triton kernel of the package for a GPU that is not here; print what it needs.
 
     python tests/compile_kernels.py 90
 
 The launchers run as they are, on a CPU's tensors; a launch becomes a compilation. One line of JSON
-for each kernel: its name, switches, registers, bytes of stack (where spilled ones stand) and of
-shared memory.
+for each kernel: its name, switches, type of the first argument, registers, bytes of stack (where
+spilled ones stand) and of shared memory, bytes that a thread loads in vectors of 16 or more.
 """
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from triton.runtime.jit import JITFunction
 
 from simcse_fast import backend, info_nce, set_workspace_limit
 from simcse_fast.kernels.infonce import fused, tiles
+from simcse_fast.kernels.path_integral import triton_kernels as path_integral
 
 EVERYTHING = {
     "false_negative_margin": 0.1,
@@ -55,6 +58,14 @@ CASES = [  # rows, width, type, options: each size has tiles of its own
     *((rows, 256, "bfloat16", options) for options in SOME for rows in (40_000, 4096, 512)),
     (512, 100, "float16", {}),
 ]
+VECTOR_LOAD = re.compile(r"ld\.global\S*\.v([48])\.b32")
+PATH_WIDTHS = [
+    64,  # the most tokens in a program
+    *(384, 768),  # of encoders in use
+    4096,  # and wider: one token in a program, whole or in blocks
+    769,  # rows that are not aligned
+]
+TYPES = ["bfloat16", "float16", "float32"]
 
 
 class Driver:
@@ -87,6 +98,7 @@ def resources(kernel):
         "registers": int(found["REG"]),
         "stack": int(found["STACK"]) + int(found["LOCAL"]),
         "shared": kernel.metadata.shared,
+        "vector_bytes": 4 * sum(int(words) for words in VECTOR_LOAD.findall(kernel.asm["ptx"])),
     }
 
 
@@ -98,7 +110,8 @@ def compile_instead_of_launching():
         kernel = run(self, *args, grid=grid, warmup=True, **switches)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
-            row = {"kernel": self.__name__, **switches, **resources(kernel)}
+            first = str(getattr(args[0], "dtype", ""))
+            row = {"kernel": self.__name__, **switches, "type": first, **resources(kernel)}
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
         return kernel
@@ -123,6 +136,12 @@ def main(capability):
         if hard := more.pop("hard", 0):
             more["hard_negatives"] = torch.ones(rows, hard, width, dtype=x.dtype)
         info_nce(x, x, backend="triton", **more)
+    for width, dtype in itertools.product(PATH_WIDTHS, TYPES):
+        words = torch.ones(2, 40, width, dtype=getattr(torch, dtype))
+        moves, sentence = torch.ones(2, 40, dtype=torch.bool), torch.zeros(9, dtype=torch.int64)
+        alpha = torch.ones(9)
+        points = path_integral.path_points(words, words[0, 0], moves, sentence, alpha)
+        path_integral.path_contributions(points, words, words[0, 0], moves, sentence)
 
 
 if __name__ == "__main__":

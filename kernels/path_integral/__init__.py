@@ -1,0 +1,1 @@
+"""Integrals along the path from a baseline to a sentence's embeddings: points and contributions."""
