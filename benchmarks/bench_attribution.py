@@ -337,17 +337,17 @@ def main() -> None:
         "shapley": [partial(coalitions, options.device, size)],
         "corpus": [partial(corpus, first, options.device, size)],
     }
+    where = "cpu" if options.device == "cpu" else re.sub(r"\W+", "-", torch.cuda.get_device_name())
+    name = f"cpu-{harness.machine()}" if where == "cpu" else where
+    name = f"attribution-{'rehearsal' if options.rehearse else name.lower()}"
     rows: list[dict[str, Any]] = []
     for kind, calls in plan.items():
         for call in calls if options.only is None or kind in options.only else []:
             found = call()
             rows += found if isinstance(found, list) else [found]
             print({k: v for k, v in rows[-1].items() if k not in {"curve", "s"}}, flush=True)
-    where = "cpu" if options.device == "cpu" else re.sub(r"\W+", "-", torch.cuda.get_device_name())
-    name = (
-        "rehearsal" if options.rehearse else f"cpu-{harness.machine()}" if where == "cpu" else where
-    )
-    print(harness.save(f"attribution-{name.lower()}", rows, options.output))
+            path = harness.save(name, rows, options.output)  # what is there, whatever follows
+    print(path)
 
 
 if __name__ == "__main__":
