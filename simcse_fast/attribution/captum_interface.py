@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from simcse_fast.attribution.baselines import read_baseline
 from simcse_fast.attribution.chunks import budget_for
 from simcse_fast.attribution.encoder import open_encoder
-from simcse_fast.attribution.path import Path, embed, widened
+from simcse_fast.attribution.path import Path, widened
 from simcse_fast.attribution.targets import read_target, target_values
 from simcse_fast.attribution.tokens import check_sentences, tokenize
 from simcse_fast.kernels.path_integral.quadrature import RULES
@@ -180,11 +180,8 @@ class IntegratedGradients:
                     f"target: expected one of {whole.shape[1]} dimensions, got {target}."
                 )
             target = torch.eye(whole.shape[1])[target]
-        budget, (count, width) = budget_for(self.encoder, None), whole.shape
         wanted = "self" if target is None else target
-        return read_target(
-            wanted, self.encoder, count, width, lambda others: embed(self.encoder, others, budget)
-        )
+        return read_target(wanted, self.encoder, whole, budget_for(self.encoder, None))
 
 
 def _change(target: Target, whole: Tensor, empty: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from simcse_fast.attribution.encoder import Encoder
 
-TOKENS = {"cpu": 1024}  # measured: benchmarks/bench_attribution.py --chunks
+TOKENS = {"cpu": 1024}  # a chunk that stays in the caches
 TOKENS_ELSEWHERE = 32768
 SHARE = 0.5  # of the free memory
 ACTIVATIONS = 24  # a token and layer keeps so many times the width of the model for its gradient

@@ -11,7 +11,7 @@ whose eigenfunctions are the products of s over subsets of words: an interaction
 prior variance rho^u. Single words get more beside it (TREND), so that additive targets are met
 almost exactly. It is a Gaussian process on the corners of a cube; Shapley values of the
 interpolant are Shapley values by Bayesian quadrature. Efficiency holds exactly, since the empty
-and the full set are among the looks. docs/attribution.md compares it with KernelSHAP.
+and the full set are among the looks. Beside KernelSHAP: python -m benchmarks.bench_attribution.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-INTERACTION = 1.2  # rho = INTERACTION / n; measured: docs/attribution.md
+INTERACTION = 1.2  # rho = INTERACTION / n: docs/attribution.md
 MOST_RHO = 0.2
 ORDERS = 64  # of interactions; those of more words have next to no variance
 LAYER = 2 / 3  # of the sets that are left, for all of one size

@@ -11,7 +11,7 @@ from simcse_fast.attribution.assemble import assemble
 from simcse_fast.attribution.baselines import read_baseline
 from simcse_fast.attribution.chunks import bar, budget_for
 from simcse_fast.attribution.encoder import open_encoder
-from simcse_fast.attribution.path import Path, embed, moving
+from simcse_fast.attribution.path import Path, moving
 from simcse_fast.attribution.steps import Steps, integrate, warn_unconverged
 from simcse_fast.attribution.targets import read_target, target_values
 from simcse_fast.attribution.tokens import Unit, check_sentences, tokenize, units_of
@@ -106,10 +106,7 @@ def integrated_gradients(
         bar("attributing", len(texts), shown=progress) as done,
     ):
         whole, empty = path.ends()
-        count, width = whole.shape
-        explained = read_target(
-            target, encoder, count, width, lambda others: embed(encoder, others, budget)
-        )
+        explained = read_target(target, encoder, whole, budget)
         ends = target_values(explained, whole, whole), target_values(explained, empty, whole)
         if explained.is_vector:
             found = vector_integrals(path, ends[0] - ends[1], wanted, done)

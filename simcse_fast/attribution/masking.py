@@ -69,10 +69,7 @@ class Parts:
     ) -> Parts:
         """With the target as the caller means it; inside of `encoder.frozen()`."""
         whole = embed(encoder, sentences, budget)
-        count, width = whole.shape
-        explained = read_target(
-            target, encoder, count, width, lambda others: embed(encoder, others, budget)
-        )
+        explained = read_target(target, encoder, whole, budget)
         return cls(encoder, sentences, whole, explained, masking, budget)
 
     def values(

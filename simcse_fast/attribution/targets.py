@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simcse_fast.attribution.path import embed
 from simcse_fast.attribution.tokens import tokenize
 
 if TYPE_CHECKING:
@@ -17,13 +18,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from simcse_fast.attribution.chunks import Budget
     from simcse_fast.attribution.encoder import Encoder
-    from simcse_fast.attribution.tokens import Sentence
 
     # Embeddings (R, D) before a final Normalize, those of the whole sentences (R, D), likewise, and
     # the numbers of the sentences (R,) -> one number a row (R,), or one row of D.
     Values = Callable[[Tensor, Tensor, Tensor], Tensor]
-    Embed = Callable[[list[Sentence]], Tensor]
 
 EXPECTED = (
     '"self", "norm", "vector", a vector (D,) or one a sentence (B, D), another sentence, or a '
@@ -44,31 +44,31 @@ class Target:
         return self.values is _itself
 
 
-def read_target(target: Any, encoder: Encoder, count: int, width: int, embed: Embed) -> Target:
+def read_target(target: Any, encoder: Encoder, whole: Tensor, budget: Budget) -> Target:
     """The target that the caller means.
 
     Args:
         target: as `integrated_gradients` takes it.
         encoder: whose embeddings it is about.
-        count: sentences.
-        width: D of the embeddings.
-        embed: from sentences to their embeddings (B, D), for another sentence.
+        whole: (B, D) embeddings of the sentences that are explained.
+        budget: of a chunk, where other sentences are embedded.
 
     Raises:
         TypeError: it is of no kind that is known.
         ValueError: its shape does not fit, or it holds NaN or infinite values.
     """
+    count, width = whole.shape
     known = {"self": _cosine_with_itself, "norm": _length, "vector": _itself}
     if isinstance(target, str) and target in known:
         return Target(target, known[target])
     if isinstance(target, str):
-        return Target("similarity", _cosine(embed(tokenize(encoder, [target]))))
+        return Target("similarity", _cosine(embed(encoder, tokenize(encoder, [target]), budget)))
     if isinstance(target, list | tuple) and target and all(isinstance(t, str) for t in target):
         if len(target) != count:
             raise ValueError(
                 f"target: {len(target)} sentences for {count}; expected one each, or one for all."
             )
-        return Target("similarity", _cosine(embed(tokenize(encoder, target))))
+        return Target("similarity", _cosine(embed(encoder, tokenize(encoder, target), budget)))
     if callable(target) and not isinstance(target, Tensor):
         return Target(getattr(target, "__name__", "callable"), _called(encoder, target))
     return Target("product", _product(encoder, _vectors(target, count, width).to(encoder.device)))
