@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 8
+#define SF_ABI_VERSION 9
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -158,6 +158,36 @@ typedef struct {
 SF_API int32_t sf_infonce_small(const sf_small *batch);
 /* Numbers of scratch that it needs; -1: bad argument. */
 SF_API int64_t sf_small_scratch(const sf_small *batch);
+
+/* Longest sequences, and most numbers of a head, that sf_attention takes. */
+#define SF_ATTENTION_LENGTH 128
+#define SF_ATTENTION_DEPTH 128
+
+/* Element (b, h, i, d) = at[b * batch + h * head + i * row + d]. */
+typedef struct {
+  float *at;
+  int64_t batch, head, row;
+} sf_heads;
+
+typedef struct {
+  int64_t batch, heads, length, depth; /* depth a multiple of 16 */
+  float scale;                         /* logit = scale * <query, key> + bias */
+  const float *bias; /* (batch, length of keys, stride) in units of log2, or NULL; a row's stride -
+                        length last numbers are not infinite */
+  float *weights;    /* (batch, heads, length of keys, stride) softmax, or NULL: not kept */
+  sf_heads query, key, value;
+  sf_heads out; /* backward: gradient of the output, read */
+  sf_heads query_gradient, key_gradient, value_gradient; /* backward only */
+  int32_t threads;
+} sf_attention;
+
+/* Numbers from one key's weights to the next one's: the length, to a whole vector of the widest. */
+static inline int64_t sf_attention_stride(int64_t length) { return (length + 15) / 16 * 16; }
+
+/* Self-attention of short sequences: out = softmax over keys(logits) value. Writes weights. */
+SF_API int32_t sf_attention_forward(const sf_attention *problem);
+/* Gradient of the output -> gradients of query, key and value. Reads weights. */
+SF_API int32_t sf_attention_backward(const sf_attention *problem);
 
 #ifdef __cplusplus
 }

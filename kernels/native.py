@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 
@@ -128,6 +128,39 @@ class Small(Structure):
     )
 
 
+class Heads(Structure):
+    """sf_heads."""
+
+    _fields_ = (
+        ("at", c_void_p),
+        ("batch", c_int64),
+        ("head", c_int64),
+        ("row", c_int64),
+    )
+
+
+class Attention(Structure):
+    """sf_attention."""
+
+    _fields_ = (
+        ("batch", c_int64),
+        ("heads", c_int64),
+        ("length", c_int64),
+        ("depth", c_int64),
+        ("scale", c_float),
+        ("bias", c_void_p),
+        ("weights", c_void_p),
+        ("query", Heads),
+        ("key", Heads),
+        ("value", Heads),
+        ("out", Heads),
+        ("query_gradient", Heads),
+        ("key_gradient", Heads),
+        ("value_gradient", Heads),
+        ("threads", c_int32),
+    )
+
+
 _SIZES = {"sf_product_scratch": Product, "sf_small_scratch": Small}
 _SIGNATURES = {
     "sf_use_instruction_set": (c_char_p,),
@@ -143,6 +176,8 @@ _SIGNATURES = {
     "sf_infonce_columns": (POINTER(Square),),
     "sf_infonce_columns_end": (POINTER(Square),),
     "sf_infonce_square": (POINTER(Square),),
+    "sf_attention_forward": (POINTER(Attention),),
+    "sf_attention_backward": (POINTER(Attention),),
 }
 
 

@@ -234,6 +234,11 @@ def path_kernels(device: torch.device, dtype: torch.dtype) -> Any:
     return importlib.import_module(f"simcse_fast.kernels.path_integral.{name}")
 
 
+def attention_kernel() -> Any:
+    """The module with `takes`, `bias_of`, `forward` and `backward`; None: it cannot run here."""
+    return None if missing("cpu") else importlib.import_module("simcse_fast.kernels.attention.cpu")
+
+
 def _no_autocast(device: str) -> AbstractContextManager[object]:
     """Autocast would round the products behind the plan's back."""
     if torch.is_autocast_enabled(device):

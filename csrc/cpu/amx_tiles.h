@@ -1,5 +1,5 @@
 // A tile of a matrix product in the matrix registers of AMX, as exact as float32. Included once
-// (see infonce.cpp); products.h says what it needs of a tile.
+// (see instruction_sets.cpp); products.h says what it needs of a tile.
 //
 // A float is the sum of three bfloat16, x = x0 + x1 + x2, each 2^8 times smaller. Of the nine
 // products of two such sums the six above 2^-24 are formed, each exactly, and summed in float32.
@@ -166,8 +166,8 @@ void pack_register(const float *from, int64_t line, int64_t along, uint16_t *out
 
 // Lines (count <= 32) of `depth` numbers -> out; what does not exist is zero.
 template <bool Turned>
-SF_INLINE void pack(const float *from, int64_t line, int64_t along, int64_t count, int64_t depth,
-                    float *out) {
+SF_INLINE void pack_parts(const float *from, int64_t line, int64_t along, int64_t count,
+                          int64_t depth, float *out) {
   uint16_t *to = reinterpret_cast<uint16_t *>(out);
   for (int64_t k = 0; k < depth; k += kStep, to += kParts * kPart) {
     for (int64_t i = 0; i < 2 * kSide; i += kSide) {
@@ -187,10 +187,10 @@ SF_INLINE void pack(const float *from, int64_t line, int64_t along, int64_t coun
 
 void pack_left(const float *from, int64_t line, int64_t along, int64_t count, int64_t depth,
                float *out) {
-  pack<false>(from, line, along, count, depth, out);
+  pack_parts<false>(from, line, along, count, depth, out);
 }
 
 void pack_right(const float *from, int64_t line, int64_t along, int64_t count, int64_t depth,
                 float *out) {
-  pack<true>(from, line, along, count, depth, out);
+  pack_parts<true>(from, line, along, count, depth, out);
 }

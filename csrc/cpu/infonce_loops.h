@@ -1,7 +1,5 @@
-// The loops of the CPU loss. Included once per instruction set (see infonce.cpp), each time inside
-// another namespace and under another target, so there is no include guard and nothing global here.
-#include "normalize_loops.h"
-#include "products.h"
+// The loops of the CPU loss between its products. Included once per instruction set (see
+// instruction_sets.cpp).
 
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = __builtin_inff();
@@ -422,9 +420,3 @@ void columns_end(const sf_square &p) {
   for (int64_t j = 0; j < p.columns; ++j) end_of_column(p, j);
 }
 void square(const sf_square &p) { choose<Square>(p); }
-
-#include "small_loops.h"
-
-const Loops kLoops = {
-    normalize, normalize_backward, product_scratch, multiply, rows, small_scratch, small,
-    columns,   columns_end,        square};

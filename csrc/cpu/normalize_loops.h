@@ -1,4 +1,5 @@
-// Unit rows and the gradient through them. Included once per instruction set (see infonce.cpp).
+// Unit rows and the gradient through them. Included once per instruction set (see
+// instruction_sets.cpp).
 
 constexpr int64_t kParallel = 65536;  // elements below which waking a thread costs more
 

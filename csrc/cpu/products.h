@@ -1,6 +1,6 @@
 // Matrix products, packed as a BLAS packs them: both factors are copied into the order in which a
 // tile of the result reads them, so that all strides run at one speed. Included once per
-// instruction set (see infonce.cpp).
+// instruction set (see instruction_sets.cpp).
 //
 // A header of tiles gives kHigh, kWide, kDeep and the sizes of blocks, pack_left and pack_right for
 // kHigh and kWide lines, packed() for the floats that those fill, and tile().

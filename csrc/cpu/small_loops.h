@@ -1,5 +1,5 @@
-// A small batch, whole in one call. Included once per instruction set (see infonce.cpp), after the
-// loops and products that it calls.
+// A small batch, whole in one call. Included once per instruction set (see instruction_sets.cpp),
+// after the loops and products that it calls.
 
 constexpr int64_t kAlone = int64_t{1} << 20;  // multiplications of a product for one thread
 constexpr int64_t kShare = 16;                // rows that a thread takes at a time

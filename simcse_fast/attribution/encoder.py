@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor, nn
 
+from simcse_fast.attribution.short_attention import ShortAttention
 from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,20 +57,24 @@ class Encoder:
             found: Tensor = self.table(ids.to(self.device))
         return found
 
-    def __call__(self, words: Tensor, mask: Tensor, prompt_length: int) -> Tensor:
+    def __call__(
+        self, words: Tensor, mask: Tensor, prompt_length: int, *, forward_mode: bool = False
+    ) -> Tensor:
         """Sentence embeddings before a final Normalize.
 
         Args:
             words: (R, S, H) word embeddings, padded on the right.
             mask: (R, S) int64, 1 at tokens.
             prompt_length: tokens before the first of the text itself, for poolings without prompts.
+            forward_mode: whether torch.func runs through it, which our own attention cannot.
 
         Returns:
             (R, D).
         """
         # Without padding no mask is needed, and attention takes its fastest path.
         given = None if bool(mask.all()) else mask
-        out = self.transformer(inputs_embeds=words, attention_mask=given, return_dict=True)
+        with nullcontext() if forward_mode else ShortAttention():
+            out = self.transformer(inputs_embeds=words, attention_mask=given, return_dict=True)
         hidden = out.hidden_states if self.hidden else None
         return self.pool(out.last_hidden_state, mask, prompt_length, hidden)
 

@@ -112,7 +112,7 @@ class _Slopes:
         mask = torch.ones(1, len(point), dtype=torch.int64, device=point.device)
 
         def embedding(words: Tensor) -> Tensor:
-            return self.encoder(words[None], mask, self.prompt_length)[0]
+            return self.encoder(words[None], mask, self.prompt_length, forward_mode=True)[0]
 
         def slope(place: Tensor, way: Tensor) -> Tensor:
             moved = torch.zeros_like(point).index_copy(0, place[None], way[None])

@@ -164,5 +164,6 @@ void check_all_rows();
 void check_all_products();
 void check_all_small();
 void check_all_squares();
+void check_all_attention();
 
 #endif

@@ -46,6 +46,7 @@ int main() {
     check_all_products();
     check_all_small();
     check_all_squares();
+    check_all_attention();
     std::printf("%s: done\n", name);
   }
   std::printf("%d checks, %d failed\n", checks, failures);

@@ -1,5 +1,5 @@
-// The CPU loss between its matrix products: the loops, built for four instruction sets, and the
-// choice between them at run time.
+// The loops, built for four instruction sets, the choice between them at run time, and the C
+// interface over them.
 
 #include "simcse_fast.h"
 
@@ -48,6 +48,8 @@ struct Loops {
   void (*columns)(const sf_square &);
   void (*columns_end)(const sf_square &);
   void (*square)(const sf_square &);
+  void (*attention)(const sf_attention &);
+  void (*attention_backward)(const sf_attention &);
 };
 
 namespace baseline {
@@ -57,7 +59,7 @@ namespace baseline {
 #define SF_FMA(a, b, c) ((a) * (b) + (c))  // a call into the C library would take its place
 #endif
 #define SF_LANES 4
-#include "infonce_loops.h"
+#include "loops.h"
 #undef SF_LANES
 #undef SF_FMA
 }  // namespace baseline
@@ -69,7 +71,7 @@ namespace baseline {
 #pragma GCC target("avx2,fma")
 #define SF_LANES 8
 namespace avx2 {
-#include "infonce_loops.h"
+#include "loops.h"
 }  // namespace avx2
 #undef SF_LANES
 #pragma GCC pop_options
@@ -77,13 +79,13 @@ namespace avx2 {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #define SF_LANES 16
 namespace avx512 {
-#include "infonce_loops.h"
+#include "loops.h"
 }  // namespace avx512
 #ifdef SF_HAS_AMX
 #pragma GCC target("amx-tile,amx-bf16")
 #define SF_AMX_TILES
 namespace amx {
-#include "infonce_loops.h"
+#include "loops.h"
 }  // namespace amx
 #undef SF_AMX_TILES
 #endif
@@ -163,6 +165,13 @@ bool valid(const sf_square *p) {
          p->positive_slope > 0 && p->threads >= 1;
 }
 
+bool valid(const sf_attention *p) {
+  return p && p->batch >= 0 && p->heads >= 1 && p->length >= 1 &&
+         p->length <= SF_ATTENTION_LENGTH && p->depth >= 16 && p->depth <= SF_ATTENTION_DEPTH &&
+         p->depth % 16 == 0 && p->query.at && p->key.at && p->value.at && p->out.at &&
+         p->threads >= 1;
+}
+
 }  // namespace
 
 int32_t sf_abi_version(void) { return SF_ABI_VERSION; }
@@ -238,5 +247,19 @@ int32_t sf_infonce_columns_end(const sf_square *p) {
 int32_t sf_infonce_square(const sf_square *p) {
   if (!valid(p)) return SF_BAD_ARGUMENT;
   current()->loops->square(*p);
+  return SF_OK;
+}
+
+int32_t sf_attention_forward(const sf_attention *p) {
+  if (!valid(p)) return SF_BAD_ARGUMENT;
+  current()->loops->attention(*p);
+  return SF_OK;
+}
+
+int32_t sf_attention_backward(const sf_attention *p) {
+  const bool whole =
+      valid(p) && p->weights && p->query_gradient.at && p->key_gradient.at && p->value_gradient.at;
+  if (!whole) return SF_BAD_ARGUMENT;
+  current()->loops->attention_backward(*p);
   return SF_OK;
 }
