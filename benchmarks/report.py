@@ -149,6 +149,10 @@ def attribution(folder: Path, page: Path) -> list[str]:
         picture, source = page.with_name(f"{path.stem}.svg"), result["provenance"]
         lines += report_attribution.section(result, picture, machine(source))
         lines += [origin(source), ""]
+    for path in sorted(folder.glob("attention-*.json")):
+        result = json.loads(path.read_text())
+        source = result["provenance"]
+        lines += [*report_attribution.attention(result, machine(source)), origin(source), ""]
     if found:
         lines += report_attribution.rules([json.loads(path.read_text()) for path in found])
     return lines
