@@ -113,7 +113,7 @@ def test_a_cut_is_told_once_with_all_of_them(out):
         attributed(out, CORPUS)
     (one,) = [str(each.message) for each in told]
     assert one == (
-        "2 of 12 sentences are longer than the model's 40 tokens; what is behind was cut off and "
+        "2 of 12 sentences are longer than the model's 40 tokens; the rest was cut off and "
         "has no score."
     )
     assert told[0].filename == attributed.__code__.co_filename  # whoever calls

@@ -2,12 +2,14 @@
 
 import copy
 import fcntl
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import types
 import warnings
 from inspect import signature
 from pathlib import Path
@@ -33,6 +35,7 @@ from attribution_models import TEXTS, pair_of, tokenizer_of, transformer_of
 
 from simcse_fast.attribution import batch, integrated_gradients, parts
 from simcse_fast.attribution.batch import attribute_file
+from simcse_fast.attribution.fingerprints import described
 from simcse_fast.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,6 +60,13 @@ def calls(monkeypatch):
     return made
 
 
+def wanted_over_another(out):
+    """The table that is to come; in its place stands one of other settings."""
+    wanted = attributed(out)
+    attributed(out, steps=7)
+    return wanted
+
+
 @pytest.mark.parametrize("part", [0, 1, 3])
 def test_an_error_loses_no_finished_part(out, monkeypatch, calls, part):
     with pytest.warns(UserWarning, match="2 of 12 sentences are longer"):
@@ -74,7 +84,7 @@ def test_an_error_loses_no_finished_part(out, monkeypatch, calls, part):
 
 
 def test_ctrl_c_says_how_far_it_is(out, monkeypatch):
-    wanted = attributed(out)
+    wanted = wanted_over_another(out)
     before = out.read_bytes()
     stop_in_part(monkeypatch, 2, KeyboardInterrupt())
     with pytest.raises(
@@ -122,7 +132,7 @@ def shortened(path):
 
 @pytest.mark.parametrize("tear", [truncated, emptied, flipped, shortened, Path.unlink])
 def test_torn_parts_are_made_again(out, monkeypatch, calls, tear):
-    wanted = attributed(out)
+    wanted = wanted_over_another(out)
     first, _ = stopped_after(out, 2, monkeypatch)
     tear(first)
     calls.clear()
@@ -180,7 +190,7 @@ def test_parts_of_another_model_are_refused(out, monkeypatch, other):
 
 
 def test_what_decides_nothing_may_change(out, monkeypatch, calls):
-    wanted = attributed(out)
+    wanted = wanted_over_another(out)
     stopped_after(out, 2, monkeypatch)
     calls.clear()
     table = attributed(out, batch_tokens=500, progress=True)
@@ -225,7 +235,7 @@ def test_two_processes_do_not_write_the_same_parts(out):
     ],
 )
 def test_full_disk_is_one_sentence_and_finished_parts_stay(out, monkeypatch, call, kept):
-    wanted = attributed(out)
+    wanted = wanted_over_another(out)
     before, sync, synced = out.read_bytes(), parts.sync, []
 
     def fills_up(path):
@@ -250,7 +260,7 @@ def test_full_disk_is_one_sentence_and_finished_parts_stay(out, monkeypatch, cal
     "place", [(pq.ParquetWriter, "write_table"), (parts, "sync"), (Path, "replace")]
 )
 def test_full_disk_when_parts_are_put_together(out, monkeypatch, calls, place):
-    wanted = attributed(out)
+    wanted = wanted_over_another(out)
     before = out.read_bytes()
     stopped_after(out, 2, monkeypatch)
     finish = parts.TableParts.merge
@@ -287,3 +297,70 @@ def test_a_real_full_disk(tmp_path):
         assert not [name for name in kept if name.startswith(".")]
     finally:
         subprocess.run(["umount", str(small)], check=True)  # noqa: S603, S607
+
+
+def test_a_table_that_is_there_is_left_alone(out, calls):
+    wanted = attributed(out)
+    written = out.stat().st_mtime_ns
+    calls.clear()
+    assert attributed(out).equals(wanted)
+    assert (calls, out.stat().st_mtime_ns) == ([], written)
+    assert attributed(out, resume=False).equals(wanted)  # made again where that is asked for
+    assert len(calls) == 3
+    other = attributed(out, steps=7)  # other settings, another table
+    assert not other.equals(wanted)
+
+
+def targets():
+    def scaled(by):
+        return lambda embeddings: by * embeddings[:, 0]
+
+    def first(embeddings, dimension=0):
+        return embeddings[:, dimension]
+
+    class Head:
+        def __init__(self, weight):
+            self.weight = weight
+
+        def __call__(self, embeddings):
+            return embeddings[:, 0] * self.weight
+
+    def head(weight):
+        made = torch.nn.Linear(32, 1)
+        for parameter in made.parameters():
+            torch.nn.init.constant_(parameter, weight)
+        return made
+
+    return {
+        "code": (lambda e: e[:, 0], lambda e: e[:, 1]),
+        "what a function holds on to": (scaled(1.0), scaled(2.0)),
+        "partial": (functools.partial(first, dimension=1), functools.partial(first, dimension=2)),
+        "default": (first, types.FunctionType(first.__code__, globals(), "first", (1,))),
+        "object": (Head(1.0), Head(2.0)),
+        "module": (head(1.0), head(2.0)),
+    }
+
+
+@pytest.mark.parametrize("kind", targets())
+def test_functions_are_known_by_what_they_do(kind):
+    one, other = targets()[kind]
+    same = targets()[kind][0]  # made anew, as in another process
+    assert described(one) == described(same) != described(other)
+
+
+def test_parts_of_an_edited_target_are_refused(out, monkeypatch):
+    stopped_after(out, 1, monkeypatch, target=lambda e: e[:, 0])
+    with pytest.raises(
+        InputError, match=r"holds parts made with target '.*<lambda> .*', now it is"
+    ):
+        attributed(out, target=lambda e: e[:, 1])
+
+
+def test_functions_that_hold_each_other_have_an_end():
+    def even(n):
+        return n == 0 or odd(n - 1)
+
+    def odd(n):
+        return n != 0 and even(n - 1)
+
+    assert described(even) == described(even) != described(odd)

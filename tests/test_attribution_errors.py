@@ -18,7 +18,7 @@ from attribution_models import (
     transformer_of,
 )
 from numpy.testing import assert_allclose
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import LSTM, Normalize
 from sentence_transformers_cases import static_model
 
 from simcse_fast.attribution import integrated_gradients, shapley_values
@@ -241,6 +241,11 @@ def model_of(name):
             ),
             tokenizer_of("bert"),
         ),
+        "with-a-head": lambda: (
+            transformers.BertForMaskedLM(transformer_of("bert").config).double(),
+            tokenizer_of("bert"),
+        ),
+        "recurrent-tail": lambda: sentence_transformer(LSTM(32, 8), Normalize()),
         "slow-tokenizer": lambda: (transformer_of("bert"), Slow()),
         "no-tokenizer": lambda: (transformer_of("bert"), None),
     }
@@ -265,6 +270,12 @@ class Slow:
         ("static", ValueError, ("model: expected", "StaticEmbedding", "word vectors")),
         ("takes-no-embeddings", ValueError, ("model: WithoutEmbeddings takes no inputs_embeds",)),
         ("clip", ValueError, ("model: CLIPTextModel takes no inputs_embeds", "BERT")),
+        (
+            "with-a-head",
+            ValueError,
+            ("model: BertForMaskedLM returns no last_hidden_state but MaskedLMOutput",),
+        ),
+        ("recurrent-tail", ValueError, ("model: has a LSTM behind its Transformer",)),
         ("slow-tokenizer", ValueError, ("model: Slow ", "fast tokenizer")),
         ("no-tokenizer", TypeError, ("model: ", "NoneType")),
     ],

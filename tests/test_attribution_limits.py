@@ -14,7 +14,7 @@ from attribution_models import POSITIONS, TEXTS, Toy, pair_of, tokenizer_of
 from numpy.testing import assert_allclose
 from test_attribution_errors import METHODS, attribute
 
-from simcse_fast.attribution import shapley_values
+from simcse_fast.attribution import integrated_gradients, shapley_values, vectors
 from simcse_fast.attribution.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,11 +80,11 @@ def small_memory(monkeypatch):
     """An encoder that has room for few tokens; returns what the calls were given."""
     calls, plain = [], Encoder.__call__
 
-    def full(self, words, mask, prompt_length):
+    def full(self, words, mask, **options):
         calls.append(words.shape[0] * words.shape[1])
         if calls[-1] > full.room:
             raise torch.OutOfMemoryError("no room")
-        return plain(self, words, mask, prompt_length)
+        return plain(self, words, mask, **options)
 
     monkeypatch.setattr(Encoder, "__call__", full)
     full.calls = calls
@@ -125,3 +125,26 @@ def test_other_errors_of_the_model_are_not_taken_for_full_memory(method, monkeyp
     monkeypatch.setattr(Encoder, "__call__", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         attribute(method)
+
+
+def test_tangents_that_do_not_fit_are_halved(monkeypatch):
+    """Those of one node make a pass: fewer of them are taken at a time."""
+    plain = integrated_gradients(pair_of(), TEXTS[:1], target="vector", steps=7, progress=False)
+    calls, through = [], vectors.states_and_tangents
+
+    def full(stack, words, ways, places):
+        calls.append(len(words) * len(ways))
+        if calls[-1] > 3:
+            raise torch.OutOfMemoryError("no room")
+        return through(stack, words, ways, places)
+
+    monkeypatch.setattr(vectors, "states_and_tangents", full)
+    with pytest.warns(UserWarning, match=r"a chunk of [0-9,]+ tokens did not fit the memory"):
+        found = integrated_gradients(
+            pair_of(), TEXTS[:1], target="vector", steps=7, progress=False, batch_tokens=1000
+        )
+    assert max(calls) > 3 >= calls[-1]
+    assert_allclose(found.vectors[0], plain.vectors[0], rtol=1e-5, atol=1e-7)
+    monkeypatch.setattr(vectors, "states_and_tangents", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        integrated_gradients(pair_of(), TEXTS[:1], target="vector", steps=7, progress=False)

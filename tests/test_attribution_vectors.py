@@ -19,6 +19,7 @@ from attribution_models import (
     Toy,
     dense,
     ends_of,
+    module_of,
     named_baseline,
     pair_of,
     parts_of,
@@ -26,7 +27,12 @@ from attribution_models import (
     tokenizer_of,
 )
 from numpy.testing import assert_allclose
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import (
+    Normalize,
+    Pooling,
+    WeightedLayerPooling,
+)
 from torch import nn
 
 from simcse_fast.attribution import integrated_gradients
@@ -270,3 +276,17 @@ def test_no_words():
     assert found.residual[0] == 0
     alone = integrated_gradients(pair_of(), TEXT, target="vector", steps=3, progress=False)
     assert_allclose(found.vectors[1], alone.vectors[0], rtol=1e-6, atol=1e-6)
+
+
+def test_poolings_over_layers():
+    """They take the states of every layer, of which P by hand knows the last."""
+    module = copy.deepcopy(module_of("bert", torch.float64))
+    module.model.config.output_hidden_states = True
+    pool = WeightedLayerPooling(WIDTH, num_hidden_layers=2, layer_start=1)
+    model = SentenceTransformer(modules=[module, pool, Pooling(WIDTH)], device="cpu").double()
+    options = {"steps": 63, "unit": "token", "progress": False}
+    found = integrated_gradients(model, TEXT, target="vector", **options)
+    product = integrated_gradients(model, TEXT, target=QUERY, **options)
+    plain = integrated_gradients(pair_of(), TEXT, target=QUERY, **options)
+    assert_allclose(found.vectors[0] @ QUERY.numpy(), product.scores[0], rtol=1e-4, atol=1e-4)
+    assert abs(plain.scores[0] - product.scores[0]).max() > 0.1  # the layers do matter

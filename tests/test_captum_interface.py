@@ -217,6 +217,13 @@ def test_model_is_left_as_it_was():
     model.eval()
 
 
+def test_inference_mode_changes_nothing():
+    adapter = IntegratedGradients(pair_of("bert"))
+    plain = adapter.attribute(TEXTS, n_steps=5)
+    with torch.inference_mode():
+        assert torch.equal(adapter.attribute(TEXTS, n_steps=5), plain)
+
+
 def test_bad_arguments_are_named():
     pair = pair_of("bert")
     adapter, batch = IntegratedGradients(pair), batch_of(pair)
@@ -226,7 +233,11 @@ def test_bad_arguments_are_named():
         ({"target": "vector"}, "target: "),
         ({"target": 32}, "target: .*32"),
         ({"target": -1}, "target: .*-1"),
-        ({"baselines": "nothing"}, "baseline: .*'nothing'"),
+        ({"baselines": "nothing"}, "baselines: .*'nothing'"),
+        ({"target": lambda e: e.detach()[:, 0]}, "target: .*no gradient"),
+        ({"inputs": batch.words, "target": lambda e: e.detach()[:, 0]}, "target: .*no gradient"),
+        ({"inputs": batch.words, "baselines": torch.zeros(3)}, r"baselines: .*\(8, 12, 32\)"),
+        ({"inputs": batch.words, "additional_forward_args": ()}, "additional_forward_args: .*0"),
         ({"additional_forward_args": batch.mask}, "additional_forward_args: sentences"),
         ({"inputs": batch.words[0]}, "inputs: .*"),
         ({"inputs": batch.words[..., :5]}, r"inputs: .*\(8, 12, 5\)"),
@@ -243,5 +254,9 @@ def test_bad_arguments_are_named():
             adapter.attribute(**({"inputs": TEXTS} | arguments))
     with pytest.raises(ValueError, match=r"inputs: .*none"):
         adapter.attribute([])
+    with pytest.raises(TypeError, match=r"n_steps: .*str"):
+        adapter.attribute(TEXTS, n_steps="50")
+    with pytest.raises(TypeError, match=r"internal_batch_size: .*float"):
+        adapter.attribute(TEXTS, internal_batch_size=8.0)
     with pytest.raises(TypeError, match=r"inputs: .*int"):
         adapter.attribute([3])

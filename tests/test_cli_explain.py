@@ -1,5 +1,6 @@
 """simcse-fast explain: what it shows, what it passes on, and what it refuses."""
 
+import io
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from attribution_cases import attributions, pair_of_attributions
 
 import simcse_fast.attribution
 from simcse_fast import cli
-from simcse_fast.cli import explain, explained
+from simcse_fast.cli import common, explain, explained
 
 MICE = ("Cats chase mice.", ["Cats", "chase", "mice", "."], [0.5, -0.25, 0.2, 0.0])
 ESCAPES = ("Red\x1b[2J\tink", ["Red", "ink"], [0.25, 0.5])
@@ -39,7 +40,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(simcse_fast.attribution, "integrated_gradients", method)
     shapley = SimpleNamespace(shapley_values=method)
     monkeypatch.setitem(sys.modules, "simcse_fast.attribution.shapley", shapley)
-    monkeypatch.setattr(explain, "load_model", lambda name, pooling: (name, pooling))
+    monkeypatch.setattr(explain, "load_model", lambda options: (options.model, options.pooling))
     return made
 
 
@@ -86,7 +87,7 @@ def terminal(monkeypatch):
 
 
 def test_words_are_shaded_on_a_terminal(terminal):
-    line, figures, _ = explained.lines_of(attributions(MICE), 0)
+    line, words, figures, _, legend = explained.all_lines(attributions(MICE))
     (blue, *_, strong), (_, _, orange, *_) = explained.ON_DARK["blue"], explained.ON_DARK["orange"]
     assert blue != strong
     assert line == (
@@ -94,24 +95,29 @@ def test_words_are_shaded_on_a_terminal(terminal):
         f"\033[48;5;{orange[0]};38;5;{orange[1]}mchase\033[0m "
         f"\033[48;5;{explained.ON_DARK['blue'][2][0]};38;5;231mmice\033[0m."
     )
+    assert (
+        words == "Cats +0.500 (+53 %), chase -0.250 (-26 %), mice +0.200 (+21 %), . +0.000 (+0 %)"
+    )
+    assert legend == "blue raises the value, orange lowers it"
     assert figures.startswith("\033[1mvalue\033[0m 0.7000")
 
 
 def test_shades_suit_a_light_terminal(terminal, monkeypatch):
     monkeypatch.setenv("COLORFGBG", "0;15")
-    line = explained.lines_of(attributions(MICE), 0)[0]
+    line = explained.all_lines(attributions(MICE))[0]
     assert line.startswith(f"\033[48;5;{explained.ON_LIGHT['blue'][-1][0]};38;5;16mCats")
 
 
 def test_control_characters_reach_no_terminal(terminal):
-    line = explained.lines_of(attributions(ESCAPES), 0)[0]
+    line = explained.all_lines(attributions(ESCAPES))[0]
     assert "\033[2J" not in line
     assert "\ufffd[2J" in line
 
 
-def test_no_color_is_respected(terminal, monkeypatch):
-    monkeypatch.setenv("NO_COLOR", "1")
-    lines = explained.lines_of(attributions(MICE), 0)
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_color_is_respected(terminal, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    lines = explained.all_lines(attributions(MICE))
     assert "\033" not in "".join(lines)
     assert lines[1] == "  word          score    share"
 
@@ -219,14 +225,22 @@ def test_pair_as_json(calls, capsys):
         pytest.param(
             ["a", "--method", "shap", "--steps", "9"], "--steps: belongs to --method ig", id="steps"
         ),
-        pytest.param(["--file", "gone.txt"], "gone.txt cannot be read", id="missing"),
+        pytest.param(
+            ["--file", "gone.txt"],
+            "--file: no file 'gone.txt'; expected .txt, .parquet, .jsonl\n",
+            id="missing",
+        ),
         pytest.param(["--file", "empty.txt"], "empty.txt is empty", id="empty"),
-        pytest.param(["--file", "blank.jsonl"], "blank.jsonl holds no sentence", id="blank"),
+        pytest.param(
+            ["--file", "blank.jsonl"], "--file: expected at least one sentence", id="blank"
+        ),
         pytest.param(["--file", "latin.txt"], "line 2: invalid UTF-8 (byte 0xe9", id="latin-1"),
         pytest.param(["--file", "text.doc"], "ends in '.doc'", id="ending"),
         pytest.param(["a\udcff"], "sentence 1: invalid UTF-8", id="argument-in-latin-1"),
         pytest.param(["a", "--html", "no/x.html"], "there is no folder no", id="no-folder"),
-        pytest.param(["a", "--html", "folder"], "folder: cannot be written", id="page-is-a-folder"),
+        pytest.param(
+            ["a", "--html", "folder"], "--html folder: is a folder", id="page-is-a-folder"
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message, calls, capsys, tmp_path, monkeypatch):
@@ -333,3 +347,50 @@ def test_words_that_make_two_real_sentences_alike(capsys):
     shares = np.array(found["shares"])
     place = np.unravel_index(shares.argmax(), shares.shape)
     assert (found["tokens_a"][place[0]], found["tokens_b"][place[1]]) == ("cat", "kitten")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["a", "b", "--target", "self", "--target", "norm"],
+            "--target self: is one for all sentences; give it alone, or a text for each sentence",
+        ),
+        (
+            ["a", "--steps", 31, "--tolerance", 0.1],
+            "--tolerance 0.1: belongs to --steps auto, got --steps 31",
+        ),
+        (["a", "--target", "\udcff"], "--target 1: invalid UTF-8"),
+    ],
+    ids=["two-targets", "tolerance", "bytes"],
+)
+def test_what_would_be_ignored_or_lost_is_refused(calls, capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out, err) == (2, "", f"simcse-fast: {message}\n")
+    assert calls == []
+
+
+def test_many_sentences_belong_into_a_table(calls, capsys, tmp_path):
+    path = tmp_path / "many.txt"
+    path.write_text("a cat\n" * 2001)
+    code, out, err = run(capsys, "--file", path)
+    assert (code, out) == (2, "")
+    assert "2,001 sentences are too many to look at; add --out FILE.parquet" in err
+
+
+def test_results_are_shown_before_the_page_fails(calls, capsys, tmp_path):
+    os.mkfifo(tmp_path / "page")
+    code, out, err = run(capsys, "Cats chase mice.", "--html", tmp_path / "page")
+    assert code == 2
+    assert out.startswith("Cats chase mice.\n")
+    assert err == f"simcse-fast: --html {tmp_path / 'page'}: cannot be written (no regular file)\n"
+    assert (tmp_path / "page").is_fifo()
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(calls, capsys, monkeypatch):
+    latin = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", latin)
+    common.write_lines(["\u4f60\u597d, se\xf1or"])
+    common.write_json("\u4f60")
+    latin.flush()
+    assert latin.buffer.getvalue().decode("latin-1") == '\\u4f60\\u597d, se\xf1or\n"\\u4f60"\n'

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -169,6 +172,31 @@ def test_dropout_is_off_and_the_model_as_before(target):
     assert_same(found, integrated_gradients(pair_of(), TEXTS[:2], target=target, **FIXED), 1e-9)
 
 
+def test_threads_may_share_a_model():
+    """The first freezes it, the last restores it; each meets the other in the middle."""
+    model = training_model()
+    before = state_of(model[0])
+    plain = integrated_gradients(pair_of(), TEXTS[:2], target=lambda e: e[:, 0], **FIXED)
+    meeting = Barrier(2, timeout=60)
+
+    def target(embeddings):
+        if not meeting.broken:
+            with contextlib.suppress(BrokenBarrierError):
+                meeting.wait()
+        return embeddings[:, 0]
+
+    def run(number):
+        found = integrated_gradients(model, TEXTS[:2], target=target, **FIXED)
+        meeting.abort()  # the other one goes on alone
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(run, range(2)))
+    assert state_of(model[0]) == before
+    for found in results:
+        assert_same(found, plain, 1e-9)
+
+
 def test_the_model_is_as_before_after_an_error():
     model = training_model()
     before, calls = state_of(model[0]), []
@@ -186,16 +214,17 @@ def test_the_model_is_as_before_after_an_error():
 
 
 @pytest.mark.parametrize("target", ["self", "norm", "vector"])
+@pytest.mark.parametrize("family", ["bert", "mpnet"])  # mpnet adds fp32 biases to similarities
 @pytest.mark.parametrize("how", ["bf16-model", "autocast"])
-def test_bf16_is_close_to_fp32(how, target):
-    exact = integrated_gradients(pair_of("bert", torch.float32), TEXTS, target=target, **FIXED)
+def test_bf16_is_close_to_fp32(how, family, target):
+    exact = integrated_gradients(pair_of(family, torch.float32), TEXTS, target=target, **FIXED)
     if how == "autocast":
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = integrated_gradients(
-                pair_of("bert", torch.float32), TEXTS, target=target, **FIXED
+                pair_of(family, torch.float32), TEXTS, target=target, **FIXED
             )
     else:
-        found = integrated_gradients(pair_of("bert", torch.bfloat16), TEXTS, target=target, **FIXED)
+        found = integrated_gradients(pair_of(family, torch.bfloat16), TEXTS, target=target, **FIXED)
     kind = "vectors" if target == "vector" else "scores"
     off = [
         np.linalg.norm(ours - right) / np.linalg.norm(right)
@@ -246,7 +275,7 @@ def test_a_default_prompt_stays(include, target):
     model = sentence_transformer(
         Normalize(), include_prompt=include, prompts={"q": prompt}, default_prompt_name="q"
     )
-    texts = [TEXTS[0], TEXTS[5]]
+    texts = ["", TEXTS[0], TEXTS[5]]  # a blank one in the chunk of the others
     options = {"rule": "midpoint", "steps": 8, "progress": False}
     found = integrated_gradients(model, texts, target=target, **options)
     listed = integrated_gradients(model, texts, target=target, unit="token", **options)
@@ -254,10 +283,12 @@ def test_a_default_prompt_stays(include, target):
     product = integrated_gradients(model, texts, target=QUERY, **options)
     for n, text in enumerate(texts):
         assert listed.tokens[n][:3] == ["[CLS]", "query", ":"]
-        assert not listed.scores[n][:3].any()
-        assert [text[a:b] for a, b in found.spans[n]] == found.tokens[n]
         own = model.encode(text, convert_to_tensor=True)  # with the prompt, as the user has it
         assert product.values[n] == pytest.approx(float(own @ QUERY), rel=1e-9)
+        if not text:
+            continue
+        assert not listed.scores[n][:3].any()
+        assert [text[a:b] for a, b in found.spans[n]] == found.tokens[n]
         if target == "norm":
             check_prompted(listed.scores[n], model, prompt + text, include)
 

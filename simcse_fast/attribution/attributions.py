@@ -35,12 +35,13 @@ class Attributions:
             of P.
         values: (B,) the target of the sentences; for "vector" the length of the embedding.
         baseline_values: (B,) the target of their baselines.
-        residual: (B,) completeness error: sum of scores - (value - baseline value); for "vector"
-            the length of that difference over all dimensions.
+        residual: (B,) completeness error: sum of scores - (value - baseline value), those of
+            special tokens that are attributed included; for "vector" the length of that difference
+            over all dimensions.
         steps: (B,) int64 nodes on the path, or coalitions.
         errors: (B,) estimated error of a sentence's scores, over their length; NaN where nothing
             tells.
-        method: "integrated gradients" or "Shapley values".
+        method: "integrated gradients", "Shapley values" or "Owen values".
         target: what the scores explain.
         unit: "word" or "token".
         vectors: for "vector" (tokens, D) fp32 each: P, or Shapley values of every dimension.

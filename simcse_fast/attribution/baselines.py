@@ -11,50 +11,55 @@ if TYPE_CHECKING:
 
     from simcse_fast.attribution.encoder import Encoder
 
+VOCABULARY = 4096  # words that are looked up at a time
 BASELINES = ("pad", "mask", "zero", "mean")
 
 
-def read_baseline(baseline: Any, encoder: Encoder) -> Tensor:
+def read_baseline(baseline: Any, encoder: Encoder, name: str = "baseline") -> Tensor:
     """The word embedding that every token starts from, (H,).
 
     Args:
         baseline: the embedding of the tokenizer's "pad" or "mask" token, "zero", the "mean" of the
             table, or (H,) numbers.
         encoder: whose word embeddings are meant.
+        name: of the argument, for errors.
 
     Raises:
         TypeError: it is neither a name nor numbers.
         ValueError: no such name, another shape, NaN or infinite numbers.
     """
     if isinstance(baseline, str):
-        return _named(baseline, encoder)
+        return _named(baseline, encoder, name)
     try:
         given = torch.as_tensor(baseline)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"baseline: expected one of {', '.join(BASELINES)} or a tensor ({encoder.width},), got "
+            f"{name}: expected one of {', '.join(BASELINES)} or a tensor ({encoder.width},), got "
             f"{type(baseline).__name__}."
         ) from error
     if tuple(given.shape) != (encoder.width,):
         raise ValueError(
-            f"baseline: expected one word embedding of shape ({encoder.width},), got "
+            f"{name}: expected one word embedding of shape ({encoder.width},), got "
             f"{tuple(given.shape)}."
         )
     if not bool(given.isfinite().all()):
-        raise ValueError("baseline: expected finite numbers, found NaN or infinite ones.")
+        raise ValueError(f"{name}: expected finite numbers, found NaN or infinite ones.")
     return given.detach().to(encoder.device, encoder.dtype)
 
 
-def _named(name: str, encoder: Encoder) -> Tensor:
-    if name == "zero":
+def _named(baseline: str, encoder: Encoder, name: str) -> Tensor:
+    if baseline == "zero":
         return torch.zeros(encoder.width, dtype=encoder.dtype, device=encoder.device)
-    if name == "mean":
-        weight: Tensor = encoder.table.weight.detach()  # type: ignore[operator]
-        return weight.mean(0)
-    if name in {"pad", "mask"}:
+    if baseline == "mean":
+        count = len(encoder.table.weight)  # type: ignore[arg-type]
+        # Some tables scale what they hold: looked up, as words are.
+        some = torch.split(torch.arange(count), VOCABULARY)
+        total = sum(encoder.words(ids).double().sum(0) for ids in some)
+        return torch.as_tensor(total / count).to(encoder.dtype)
+    if baseline in {"pad", "mask"}:
         try:
-            number = encoder.id_of(name)
+            number = encoder.id_of(baseline)
         except ValueError as error:
-            raise ValueError(f"baseline: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
         return encoder.words(torch.tensor([number]))[0]
-    raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}.")
+    raise ValueError(f"{name}: expected one of {', '.join(BASELINES)}, got {baseline!r}.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import os
 import re
 import sys
@@ -16,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from simcse_fast import __version__
 from simcse_fast.attribution.encoder import open_encoder
+from simcse_fast.attribution.fingerprints import described, fingerprint, hash_of
 from simcse_fast.attribution.integrated_gradients import integrated_gradients
 from simcse_fast.attribution.parts import TableParts
 from simcse_fast.attribution.shapley import shapley_values
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from simcse_fast.attribution.attributions import Attributions
-    from simcse_fast.attribution.encoder import Encoder
 
 METHODS: dict[str, Callable[..., Attributions]] = {
     "integrated_gradients": integrated_gradients,
@@ -44,7 +40,6 @@ METHODS: dict[str, Callable[..., Attributions]] = {
 ROWS = {"cpu": (128, 16)}
 ROWS_ELSEWHERE = (1024, 256)
 UNDECISIVE = ("model", "sentences", "progress", "batch_tokens")  # change no result
-SAMPLE = 1024  # weights of each matrix that identify a model
 COUNTED = re.compile(r"([\d,]+) of [\d,]+ (sentences .*)", re.DOTALL)
 OWN = re.compile(r", at most .*", re.DOTALL)  # in a warning: holds for one part only
 NUMBERED = re.compile(r"\bsentence (\d+)")
@@ -88,11 +83,12 @@ def attribute_file(
         model: as the method takes it.
         source: sentences (an iterable, an Arrow array, a `datasets.Dataset`), or a path or paths to
             .txt (a sentence a line), .parquet or .jsonl.
-        out: a .parquet file; an existing one is replaced once the new one is whole.
+        out: a .parquet file; an existing one is replaced once the new one is whole, unless it is
+            this very table: then nothing is left to do.
         method: "integrated_gradients" or "shapley".
         rows_per_part: sentences that a stop may lose; by default 128 on a CPU and 1,024 on a
             GPU, with Shapley values or vectors 16 and 256.
-        resume: go on from the parts that are there; False begins anew.
+        resume: go on from what is there; False begins anew.
         progress: show a bar on a terminal.
         **options: of `integrated_gradients` or `shapley_values`; one target for all sentences.
 
@@ -153,11 +149,11 @@ class Batch:
         self.total, self.done, self.earlier = len(self.sentences), 0, 0
         settings = {
             "simcse_fast": __version__,
-            **{name: _described(value) for name, value in given.items()},
+            **{name: described(value) for name, value in given.items()},
             "method": method,  # of two; that of `shapley_values` is its default
             "rows_per_part": rows,
             "model": fingerprint(encoder),
-            "sentences": _hash_of(self.sentences),
+            "sentences": hash_of(self.sentences),
         }
         self.parts = TableParts(
             self.out,
@@ -168,6 +164,9 @@ class Batch:
 
     def run(self, *, resume: bool = True, progress: bool = True) -> None:
         """All parts that are not there yet, and then the file."""
+        if resume and self.parts.complete():
+            self.earlier = self.done = self.total
+            return
         ranges = self.parts.ranges
         try:
             with self.parts.claimed(resume=resume):
@@ -283,23 +282,6 @@ def read_sentences(source: Any) -> Sentences:
     return found
 
 
-def fingerprint(encoder: Encoder) -> str:
-    """A hash of an encoder: of a sample of its weights, its vocabulary, and how it reads a text."""
-    content = hashlib.sha256()
-    for module in (encoder.transformer, *encoder.tail):
-        config: Any = getattr(module, "get_config_dict", dict)()
-        named = json.dumps(config, sort_keys=True, default=lambda value: type(value).__name__)
-        content.update(f"{type(module).__name__} {named}".encode())
-        tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-        for name, value in tensors.items():
-            flat = value.detach().reshape(-1)
-            sample = flat[:: max(len(flat) // SAMPLE, 1)].double().cpu().numpy()
-            content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + sample.tobytes())
-    content.update(repr((encoder.normalizes, encoder.longest, encoder.prompt)).encode())
-    content.update(repr(sorted(encoder.tokenizer.get_vocab().items())).encode())
-    return content.hexdigest()[:16]
-
-
 def _arguments(method: str, options: dict[str, Any]) -> dict[str, Any]:
     """All arguments of the method that decide a result, with its defaults.
 
@@ -318,25 +300,6 @@ def _arguments(method: str, options: dict[str, Any]) -> dict[str, Any]:
     if each or getattr(target, "ndim", 1) != 1:
         raise InputError("target: expected one for all sentences of a corpus, got one each")
     return given
-
-
-def _described(value: Any) -> Any:
-    """An option as JSON has it, or what stands for it there."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if callable(value) and not isinstance(value, Tensor):
-        return getattr(value, "__qualname__", type(value).__name__)
-    try:
-        array = torch.as_tensor(value).detach().cpu().double().numpy()
-    except (TypeError, ValueError, RuntimeError):  # the method will refuse it
-        return type(value).__name__
-    return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
-
-
-def _hash_of(sentences: Sentences) -> str:
-    content = hashlib.sha256(np.diff(sentences.starts).data)
-    content.update(sentences.data[sentences.starts[0] : sentences.starts[-1]].data)
-    return content.hexdigest()[:16]
 
 
 def _lists(counts: list[int], values: pa.Array) -> pa.ListArray:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from simcse_fast.attribution.baselines import read_baseline
 from simcse_fast.attribution.chunks import budget_for
 from simcse_fast.attribution.encoder import open_encoder
-from simcse_fast.attribution.path import Path, widened
+from simcse_fast.attribution.path import Path, gradient_of, widened
 from simcse_fast.attribution.targets import read_target, target_values
 from simcse_fast.attribution.tokens import check_sentences, tokenize
 from simcse_fast.kernels.path_integral.quadrature import RULES
@@ -91,7 +91,11 @@ class IntegratedGradients:
             why = REFUSED.get(method, "is not known")
             raise ValueError(f"method: {method!r} {why}; expected one of {', '.join(METHODS)}.")
         for name, number in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
-            if number is not None and number < 1:
+            if number is None and name == "internal_batch_size":
+                continue
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name}: expected a number, got {type(number).__name__}.")
+            if number < 1:
                 raise ValueError(f"{name}: expected at least 1, got {number}.")
         rule = RULES[METHODS[method]](n_steps)
         with self.encoder.frozen():
@@ -111,7 +115,7 @@ class IntegratedGradients:
         self, tokens: list[Sentence], baselines: Any, target: Any, rule: Rule, most: int | None
     ) -> tuple[Tensor, Tensor]:
         budget = budget_for(self.encoder, most and most * max(map(len, tokens)))
-        start = read_baseline("pad" if baselines is None else baselines, self.encoder)
+        start = read_baseline("pad" if baselines is None else baselines, self.encoder, "baselines")
         path = Path(self.encoder, tokens, [~one.special for one in tokens], start, budget)
         whole, empty = path.ends()
         explained = self._target(target, whole)
@@ -130,20 +134,22 @@ class IntegratedGradients:
         most: int | None,
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            whole, empty = (widened(self.encoder(x, mask, 0)) for x in (words, start))
+            whole, empty = (widened(self.encoder(x, mask, prompted=False)) for x in (words, start))
         explained, step = self._target(target, whole), words - start
         tokens = budget_for(self.encoder, most and most * words.shape[1]).tokens
         alpha, weight = (torch.tensor(x).to(whole) for x in (rule.alpha, rule.weight))
+        rows = torch.arange(len(words), device=whole.device)
         total = torch.zeros_like(step, dtype=whole.dtype)
         for some in torch.split(torch.arange(len(alpha)), max(1, tokens // mask.numel())):
             times = len(some)
+            # In fp32 at least: 16 bits would move the nodes.
+            points = start.to(whole) + alpha[some, None, None, None] * step.to(whole)
+            points = points.to(words.dtype).flatten(0, 1)
             with torch.enable_grad():
-                points = start + alpha[some, None, None, None].to(step) * step
-                points = points.flatten(0, 1).requires_grad_()
-                embeddings = widened(self.encoder(points, mask.repeat(times, 1), 0))
-                rows = torch.arange(len(words), device=whole.device).repeat(times)
-                values = explained.values(embeddings, whole[rows], rows)
-                (gradient,) = torch.autograd.grad(values.sum(), points)
+                embeddings = self.encoder(
+                    points.requires_grad_(), mask.repeat(times, 1), prompted=False
+                )
+                gradient = gradient_of(explained, points, embeddings, whole, rows.repeat(times))
             gradients = gradient.to(total).reshape(times, *step.shape)
             total += torch.einsum("k,kbsh->bsh", weight[some], gradients)
         scores = total * step
@@ -160,15 +166,27 @@ class IntegratedGradients:
                 f"{tuple(inputs.shape)}."
             )
         words = inputs.detach().to(device, self.encoder.dtype)
-        mask = forward_args[0] if isinstance(forward_args, tuple) else forward_args
-        mask = torch.ones(words.shape[:2]) if mask is None else torch.as_tensor(mask)
+        given = forward_args if isinstance(forward_args, tuple) else (forward_args,)
+        if len(given) != 1:
+            raise ValueError(
+                "additional_forward_args: expected one attention mask, got a tuple of "
+                f"{len(given)}."
+            )
+        mask = torch.ones(words.shape[:2]) if given[0] is None else torch.as_tensor(given[0])
         if mask.shape != words.shape[:2] or not bool(mask.any(1).all()):
             raise ValueError(
                 f"additional_forward_args: expected an attention mask {tuple(words.shape[:2])} "
                 f"with a token in each row, got {tuple(mask.shape)}."
             )
         start = torch.as_tensor(0 if baselines is None else baselines).detach().to(words)
-        return words, start.expand_as(words), mask.to(device, torch.int64)
+        try:
+            start = start.expand_as(words)
+        except RuntimeError as error:
+            raise ValueError(
+                "baselines: expected a number or a tensor that broadcasts to "
+                f"{tuple(words.shape)}, got {tuple(start.shape)}."
+            ) from error
+        return words, start, mask.to(device, torch.int64)
 
     def _target(self, target: Any, whole: Tensor) -> Target:
         """As `integrated_gradients` takes it, or a dimension of the embedding."""

@@ -81,14 +81,15 @@ def in_chunks(
         try:
             work(rows)
         except (RuntimeError, MemoryError) as error:
-            if len(rows) == 1 or not _out_of_memory(error):
+            if len(rows) == 1 or not out_of_memory(error):
                 raise
             budget.halve(len(rows) * longest)
             continue
         begin += len(rows)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error says."""
     told = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return told or "can't allocate memory" in str(error)
 

@@ -31,6 +31,7 @@ INTERACTION = 1.2  # rho = INTERACTION / n: docs/attribution.md
 MOST_RHO = 0.2
 ORDERS = 64  # of interactions; those of more words have next to no variance
 LAYER = 2 / 3  # of the sets that are left, for all of one size
+KEPT = 512  # samples: 2 MiB a number of words
 TREND = 0.1  # prior variance of a constant and of each word's own part, over k(S, S)
 
 
@@ -50,7 +51,6 @@ class Coalitions:
     doubt: NDArray[np.float64] | None
 
 
-@lru_cache(maxsize=64)
 def coalitions(words: int, samples: int, seed: int) -> Coalitions:
     """All sets, where there are no more than `samples`; else so many of them.
 
@@ -59,10 +59,18 @@ def coalitions(words: int, samples: int, seed: int) -> Coalitions:
         samples: M at most; the empty and the full set are always there.
         seed: of the sets that are drawn.
     """
+    # Those of more samples hold too much to keep it.
+    return (_kept if samples <= KEPT else _made)(words, samples, seed)
+
+
+def _made(words: int, samples: int, seed: int) -> Coalitions:
     if 2**words <= samples:
         return _exact(words)
     sets = _drawn(words, max(samples, 2), np.random.default_rng(seed))
     return Coalitions(sets, *_interpolated(sets))
+
+
+_kept = lru_cache(maxsize=64)(_made)
 
 
 def _exact(words: int) -> Coalitions:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import (
+    CNN,
+    LSTM,
+    Normalize,
+    Pooling,
+    WordWeights,
+)
 from torch import Tensor, nn
 
 from simcse_fast.attribution.short_attention import ShortAttention
 from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+# Models that are at work: in how many calls, and what makes them as they were.
+_HELD: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+_LOCK = Lock()
+ALONE = (CNN, LSTM, WordWeights)  # behind a transformer they ask for more than its states
 UNLIMITED = 1_000_000  # a tokenizer that knows no longest text says some huge number
 
 
@@ -49,6 +61,7 @@ class Encoder:
         parameter = next(self.table.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.width: int = parameter.shape[-1]
+        self.prompt_length = _length_of(prompt, tokenizer) if prompt else 0
         self.hidden = bool(getattr(transformer.config, "output_hidden_states", False))
 
     def words(self, ids: Tensor) -> Tensor:
@@ -58,14 +71,14 @@ class Encoder:
         return found
 
     def __call__(
-        self, words: Tensor, mask: Tensor, prompt_length: int, *, forward_mode: bool = False
+        self, words: Tensor, mask: Tensor, *, prompted: bool = True, forward_mode: bool = False
     ) -> Tensor:
         """Sentence embeddings before a final Normalize.
 
         Args:
             words: (R, S, H) word embeddings, padded on the right.
             mask: (R, S) int64, 1 at tokens.
-            prompt_length: tokens before the first of the text itself, for poolings without prompts.
+            prompted: whether the rows begin with the prompt, which some poolings leave out.
             forward_mode: whether torch.func runs through it, which our own attention cannot.
 
         Returns:
@@ -75,14 +88,22 @@ class Encoder:
         given = None if bool(mask.all()) else mask
         with nullcontext() if forward_mode else ShortAttention():
             out = self.transformer(inputs_embeds=words, attention_mask=given, return_dict=True)
+        if getattr(out, "last_hidden_state", None) is None:
+            raise InputError(
+                f"model: {type(self.transformer).__name__} returns no last_hidden_state but "
+                f"{type(out).__name__}; expected an encoder without a head, as its base_model is."
+            )
         hidden = out.hidden_states if self.hidden else None
-        return self.pool(out.last_hidden_state, mask, prompt_length, hidden)
+        return self.pool(out.last_hidden_state, mask, hidden, prompted=prompted)
 
-    def pool(self, states: Tensor, mask: Tensor, prompt_length: int, hidden: Any = None) -> Tensor:
+    def pool(
+        self, states: Tensor, mask: Tensor, hidden: Any = None, *, prompted: bool = True
+    ) -> Tensor:
         """(R, S, H) last states -> (R, D) embeddings before a final Normalize."""
         features = {"token_embeddings": states, "attention_mask": mask}
         if self.prompt:
-            features["prompt_length"] = prompt_length  # type: ignore[assignment]
+            length = self.prompt_length if prompted else 0
+            features["prompt_length"] = length  # type: ignore[assignment]
         if hidden is not None:
             features["all_layer_embeddings"] = hidden
         for module in self.tail:
@@ -115,21 +136,42 @@ class Encoder:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Without dropout and gradients of parameters; afterwards all is as it was."""
-        modules = [self.transformer, *self.tail]
-        training = [(m, m.training) for top in modules for m in top.modules()]
-        learning = {p: p.requires_grad for top in modules for p in top.parameters()}
+        """Without dropout, gradients of parameters and inference mode; afterwards all is as it was.
+
+        Of several threads in one model the first freezes it and the last restores it.
+        """
+        with _LOCK:
+            if self.transformer not in _HELD:
+                _HELD[self.transformer] = [0, self._freeze()]
+            _HELD[self.transformer][0] += 1
         try:
-            for module, _ in training:
-                module.training = False
-            for parameter in learning:
-                parameter.requires_grad_(False)
-            yield
+            with torch.inference_mode(mode=False):  # whose tensors have no gradients
+                yield
         finally:
+            with _LOCK:
+                held = _HELD[self.transformer]
+                held[0] -= 1
+                if not held[0]:
+                    del _HELD[self.transformer]
+                    held[1]()
+
+    def _freeze(self) -> Callable[[], None]:
+        """Returns what undoes it."""
+        modules = [m for top in (self.transformer, *self.tail) for m in top.modules()]
+        training = [(m, m.training) for m in modules]
+        learning = {p: p.requires_grad for m in modules for p in m.parameters(recurse=False)}
+
+        def restore() -> None:
             for module, was in training:
                 module.training = was
             for parameter, did in learning.items():
                 parameter.requires_grad_(did)
+
+        for module in modules:
+            module.training = False
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        return restore
 
 
 def open_encoder(model: Any, pooling: str | None) -> Encoder:
@@ -170,6 +212,11 @@ def _of_sentence_transformer(model: SentenceTransformer) -> Encoder:
                 if first == "StaticEmbedding"
                 else "."
             )
+        )
+    if wrong := [type(m).__name__ for m in modules[1:] if isinstance(m, ALONE)]:
+        raise InputError(
+            f"model: has a {wrong[0]} behind its Transformer; expected only poolings and layers "
+            "over states, such as Pooling, Dense and Normalize."
         )
     ends = len(modules) > 1 and isinstance(modules[-1], Normalize)
     name = model.default_prompt_name
@@ -214,3 +261,9 @@ def _longest(tokenizer: Any, transformer: nn.Module, own: int | None) -> int | N
         positions -= table.padding_idx + 1  # RoBERTa and MPNet count from behind it
     limits = [own, tokenizer.model_max_length, positions]
     return min((n for n in limits if n and n < UNLIMITED), default=None)
+
+
+def _length_of(prompt: str, tokenizer: Any) -> int:
+    """Tokens of a prompt without the special one behind it, as sentence-transformers counts."""
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)

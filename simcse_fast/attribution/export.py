@@ -74,7 +74,7 @@ def explanation(result: Attributions) -> Any:
     return import_module("shap").Explanation(  # slow, and not always installed
         values,
         base_values=base,
-        data=_ragged([np.array(_with_spaces(*one), object) for one in texts]),
+        data=_ragged([np.array(with_spaces(*one), object) for one in texts]),
         feature_names=result.tokens,
     )
 
@@ -87,7 +87,7 @@ def _ragged(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return outer
 
 
-def _with_spaces(text: str, spans: list[tuple[int, int]]) -> list[str]:
+def with_spaces(text: str, spans: list[tuple[int, int]]) -> list[str]:
     """Each token's text up to the next token; together they are the sentence."""
     own = [number for number, (low, high) in enumerate(spans) if high > low]
     starts = [0, *(spans[number][0] for number in own[1:])]

@@ -10,7 +10,6 @@ import numpy as np
 from simcse_fast.attribution.chunks import bar, budget_for
 from simcse_fast.attribution.encoder import open_encoder
 from simcse_fast.attribution.masking import (
-    SENTENCES,
     Masking,
     Parts,
     check_masking,
@@ -186,12 +185,10 @@ def faithfulness(
     found: list[tuple[float, float, float]] = []
     with encoder.frozen(), bar("leaving words out", len(tokens), shown=progress) as done:
         parts = Parts.read(encoder, tokens, target, masking, budget)
-        for begin in range(0, len(tokens), SENTENCES):
-            some = range(begin, min(begin + SENTENCES, len(tokens)))
-            looks = [kept(players_of(tokens[n], unit), _looks(scores[n], shares)) for n in some]
-            for n, values in zip(some, parts.values(some, looks), strict=True):
-                found.append(_measures(values[0] - values[1:], scores[n]))
-                done(1)
+        looks = parts.each(lambda n: kept(players_of(tokens[n], unit), _looks(scores[n], shares)))
+        for n, values in looks:
+            found.append(_measures(values[0] - values[1:], scores[n]))
+            done(1)
     comprehensiveness, sufficiency, loo_correlation = np.array(found).T
     return Faithfulness(
         sentences=attributions.sentences,

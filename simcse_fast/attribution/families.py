@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,8 @@ FAMILIES = {
     "MPNetModel": ("encoder.layer", MPNET),
     "DistilBertModel": ("transformer.layer", DISTILBERT),
 }
+
+_LOOKING = Lock()  # our own hook is none of the model's
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ def stack_of(transformer: Any) -> Stack | None:
     # Adapters, quantised layers and hooks do more.
     plain = {type(part) for part in linears} == {nn.Linear}
     plain = plain and {type(part) for part in norms} == {nn.LayerNorm}
-    if not plain or any(m._forward_hooks or m._forward_pre_hooks for m in transformer.modules()):  # noqa: SLF001 - torch has no public way to ask
+    with _LOOKING:
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in transformer.modules())  # noqa: SLF001 - torch has no public way to ask
+    if not plain or hooked:
         return None
     return Stack(
         layers,
@@ -121,13 +126,20 @@ def stack_of(transformer: Any) -> Stack | None:
 def _position(embeddings: Any, tokens: int) -> Tensor:
     """What reaches the LayerNorm where all word embeddings are zero."""
     weight = embeddings.word_embeddings.weight
+    zero = torch.zeros(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
     seen: list[Tensor] = []
-    hook = embeddings.LayerNorm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    try:
-        zero = torch.zeros(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        embeddings(input_ids=None, inputs_embeds=zero)
-    finally:
-        hook.remove()
+    own = get_ident()
+
+    def look(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if get_ident() == own:  # other threads may be running the model
+            seen.append(given[0])
+
+    with _LOOKING:
+        hook = embeddings.LayerNorm.register_forward_pre_hook(look)
+        try:
+            embeddings(input_ids=None, inputs_embeds=zero)
+        finally:
+            hook.remove()
     return seen[0][0]
 
 

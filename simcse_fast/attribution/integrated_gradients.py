@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from simcse_fast.attribution.assemble import assemble
 from simcse_fast.attribution.baselines import read_baseline
@@ -14,7 +13,7 @@ from simcse_fast.attribution.encoder import open_encoder
 from simcse_fast.attribution.path import Path, moving
 from simcse_fast.attribution.steps import Steps, integrate, warn_unconverged
 from simcse_fast.attribution.targets import read_target, target_values
-from simcse_fast.attribution.tokens import Unit, check_sentences, tokenize, units_of
+from simcse_fast.attribution.tokens import Unit, check_sentences, check_unit, tokenize, units_of
 from simcse_fast.attribution.vectors import vector_integrals
 
 if TYPE_CHECKING:
@@ -45,9 +44,10 @@ def integrated_gradients(
     score_i = integral over alpha in [0, 1] of
               grad_i target(E(b + alpha (x - b))) . (x_i - b_i)
 
-    x are the sentence's word embeddings, b the baseline's, E the encoder. The scores of a sentence
-    add up to target(E(x)) - target(E(b)). All nodes of many sentences share one forward and one
-    backward pass; results do not depend on what shares a pass with what.
+    x are the sentence's word embeddings, b the baseline's, E the encoder. The scores of a sentence,
+    those of special tokens that are attributed included, add up to target(E(x)) - target(E(b)).
+    All nodes of many sentences share one forward and one backward pass; results do not depend on
+    what shares a pass with what.
 
     Args:
         model: a SentenceTransformer, or a pair (transformers model, tokenizer) with `pooling`. It
@@ -94,17 +94,13 @@ def integrated_gradients(
     wanted = Steps.read(steps, tolerance, rule)
     encoder = open_encoder(model, pooling)
     start = read_baseline(baseline, encoder)
+    check_unit(unit)
     tokens = tokenize(encoder, texts)
     moves = [moving(sentence, special_tokens) for sentence in tokens]
     units = [units_of(sentence, unit) for sentence in tokens]
     budget = budget_for(encoder, batch_tokens)
     path = Path(encoder, tokens, moves, start, budget)
-    # Tensors of torch.inference_mode would have no gradients.
-    with (
-        torch.inference_mode(mode=False),
-        encoder.frozen(),
-        bar("attributing", len(texts), shown=progress) as done,
-    ):
+    with encoder.frozen(), bar("attributing", len(texts), shown=progress) as done:
         whole, empty = path.ends()
         explained = read_target(target, encoder, whole, budget)
         ends = target_values(explained, whole, whole), target_values(explained, empty, whole)

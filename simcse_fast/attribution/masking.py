@@ -14,7 +14,7 @@ from simcse_fast.attribution.path import embed, widened
 from simcse_fast.attribution.targets import Target, read_target, target_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -71,6 +71,18 @@ class Parts:
         whole = embed(encoder, sentences, budget)
         explained = read_target(target, encoder, whole, budget)
         return cls(encoder, sentences, whole, explained, masking, budget)
+
+    def each(
+        self, sets_of: Callable[[int], NDArray[np.bool_]]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Number and values of every sentence, some sentences at a time.
+
+        Args:
+            sets_of: (M, S) tokens that stay, by the sentence's number.
+        """
+        for begin in range(0, len(self.sentences), SENTENCES):
+            some = range(begin, min(begin + SENTENCES, len(self.sentences)))
+            yield from zip(some, self.values(some, [sets_of(n) for n in some]), strict=True)
 
     def values(
         self,
@@ -163,4 +175,4 @@ def _embed_some(
         else:
             words = torch.where(keep[:, :, None] | (mask == 0)[:, :, None], words, stand_in)
     with torch.no_grad():
-        return widened(encoder(words, mask, batch.prompt_length))
+        return widened(encoder(words, mask))

@@ -24,7 +24,6 @@ class Padded:
 
     words: Tensor  # (N, S, H) word embeddings
     mask: Tensor  # (N, S) int64, 1 at tokens
-    prompt_length: int
 
 
 def pad(encoder: Encoder, sentences: Sequence[Sentence]) -> Padded:
@@ -35,8 +34,7 @@ def pad(encoder: Encoder, sentences: Sequence[Sentence]) -> Padded:
     for row, sentence in enumerate(sentences):
         ids[row, : len(sentence)] = torch.from_numpy(sentence.ids)
         mask[row, : len(sentence)] = 1
-    words = encoder.words(ids)
-    return Padded(words, mask.to(encoder.device), sentences[0].prompt_length)
+    return Padded(encoder.words(ids), mask.to(encoder.device))
 
 
 def pad_flags(flags: Sequence[NDArray[np.bool_]], width: int, device: torch.device) -> Tensor:

@@ -50,7 +50,10 @@ def similarity_page(similarity: TokenSimilarity) -> str:
     """A table with the tokens of one sentence down and those of the other across."""
     own = similarity.shares()
     depth = depths(own)
-    across = "".join(f"<th><span>{escape(token)}</span></th>" for token in similarity.tokens_b)
+    across = "".join(
+        f'<th scope="col"><span lang=""><bdi>{escape(token)}</bdi></span></th>'
+        for token in similarity.tokens_b
+    )
     rows = []
     for i, token in enumerate(similarity.tokens_a):
         cells = "".join(
@@ -58,21 +61,23 @@ def similarity_page(similarity: TokenSimilarity) -> str:
             f'title="{escape(token)} ~ {escape(other)}">{own[i, j]:z.2f}</td>'
             for j, other in enumerate(similarity.tokens_b)
         )
-        rows.append(f"<tr><th>{escape(token)}</th>{cells}</tr>")
+        rows.append(f'<tr><th scope="row" lang=""><bdi>{escape(token)}</bdi></th>{cells}</tr>')
     pairs = "".join(
-        f"<li>{escape(one)} ~ {escape(two)} &nbsp;{share:+.3f}</li>"
+        f'<li><bdi lang="">{escape(one)}</bdi> ~ <bdi lang="">{escape(two)}</bdi> '
+        f"&nbsp;{share:+.3f}</li>"
         for one, two, share in similarity.strongest()
     )
     note = (
         "Each number is the product of two rows of P over the lengths of both embeddings, on the "
         f"scale of a cosine. All of them add up to {own.sum():.3f}: what the changes of the two "
-        "sentences from their baselines have in common."
+        "sentences from their baselines have in common. Estimated error of the rows of P: "
+        f"{percent(similarity.error_a)} (down) and {percent(similarity.error_b)} (across)."
     )
     return _filled(
         title="Token similarity",
         subtitle=(
-            f"\u201c{similarity.sentence_a}\u201d (down) and "
-            f"\u201c{similarity.sentence_b}\u201d (across)"
+            f"\u2068\u201c{similarity.sentence_a}\u201d\u2069 (down) and "
+            f"\u2068\u201c{similarity.sentence_b}\u201d\u2069 (across)"
         ),
         legend=_legend("largest of the table", note, signed=bool((own < 0).any())),
         body=f'<div class="scroll"><table><thead><tr><th></th>{across}</tr></thead>'
@@ -129,7 +134,7 @@ def _article(result: Attributions, row: int) -> str:
         f"completeness error {result.residual[row]:+.1e}",
     )
     return (
-        f'<article><p class="text" dir="auto">{"".join(parts)}</p><p class="facts">'
+        f'<article><p class="text" dir="auto" lang="">{"".join(parts)}</p><p class="facts">'
         + " ".join(f"<span>{escape(fact)}</span>" for fact in facts)
         + "</p></article>"
     )

@@ -116,6 +116,17 @@ class TableParts:
                     f"out: {self.folder} holds parts made with {told}; give the same, {afresh}"
                 )
 
+    def complete(self) -> bool:
+        """Whether the whole table of these settings is there, and no run is under way."""
+        if self.folder.exists():
+            return False
+        try:
+            about = (pq.read_schema(self.out).metadata or {}).get(ABOUT, b"null")
+            found: bool = json.loads(about) == json.loads(json.dumps(self.settings))
+        except (OSError, ValueError):  # none, or no Parquet file
+            return False
+        return found
+
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there; torn ones are removed."""
         paths = self._paths()

@@ -116,19 +116,34 @@ class Path:
         points = self.kernels.path_points(batch.words, self.baseline, moves, local, places)
         rows = torch.from_numpy(sentences).to(whole.device)
         with torch.enable_grad():
-            points.requires_grad_()
-            embeddings = self.encoder(points, batch.mask[local], batch.prompt_length)
-            values = target.values(widened(embeddings), whole[rows], rows)
-            if not values.requires_grad:
-                raise ValueError(
-                    f"target: {target.name} has no gradient; expected a function that torch can "
-                    "differentiate."
-                )
-            (gradient,) = torch.autograd.grad(values.sum(), points)
+            embeddings = self.encoder(points.requires_grad_(), batch.mask[local])
+            gradient = gradient_of(target, points, embeddings, whole, rows)
         found: Tensor = self.kernels.path_contributions(
             gradient, batch.words, self.baseline, moves, local
         )
         return found
+
+
+def gradient_of(
+    target: Target,
+    points: Tensor,  # (R, S, H)
+    embeddings: Tensor,  # (R, D) of the points
+    whole: Tensor,  # (B, D) of the sentences
+    rows: Tensor,  # (R,) which sentence each is on the way to
+) -> Tensor:
+    """Of a target with respect to points, (R, S, H).
+
+    Raises:
+        ValueError: it has none.
+    """
+    values = target.values(widened(embeddings), whole[rows], rows)
+    if not values.requires_grad:
+        raise ValueError(
+            f"target: {target.name} has no gradient; expected a function that torch can "
+            "differentiate."
+        )
+    (gradient,) = torch.autograd.grad(values.sum(), points)
+    return gradient
 
 
 def embed(
@@ -152,7 +167,7 @@ def embed(
         batch = pad(encoder, [sentences[n] for n in chunk])
         with torch.no_grad():
             words = change(batch.words, chunk)
-            embeddings = encoder(words, batch.mask, batch.prompt_length)
+            embeddings = encoder(words, batch.mask)
         for row, one in zip(chunk, widened(embeddings), strict=True):
             rows[row] = one
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's blue and orange: told apart by every reader.
 BLUE, ORANGE = "#0072B2", "#E69F00"
 MOST_NUMBERS = 12  # words on a side of a heat map with its numbers written in
-DARK = 0.6  # of the largest share: from here on numbers are white
+DARK = 0.93  # of the largest share: from here on numbers are white
 
 
 def plot_scores(result: Attributions, sentence: int, ax: Axes | None) -> Axes:

@@ -10,9 +10,16 @@ import torch
 
 from simcse_fast.attribution.chunks import budget_for
 from simcse_fast.attribution.encoder import open_encoder
+from simcse_fast.attribution.export import with_spaces
 from simcse_fast.attribution.masking import Masking, Parts, check_masking, kept, players_of
 from simcse_fast.attribution.path import embed
-from simcse_fast.attribution.tokens import Unit, check_sentences, tokenize, units_of
+from simcse_fast.attribution.tokens import (
+    Unit,
+    check_sentences,
+    check_unit,
+    tokenize,
+    units_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -72,8 +79,7 @@ def shap_model(
         array([1.])
     """
     check_masking(masking)
-    if unit not in {"word", "token"}:
-        raise ValueError(f"unit: expected word or token, got {unit!r}.")
+    check_unit(unit)
     encoder = open_encoder(model, pooling)
     budget = budget_for(encoder, batch_tokens)
     with encoder.frozen():
@@ -176,9 +182,7 @@ class ShapMasker:
 
     def data_transform(self, text: str) -> tuple[list[str]]:
         """The words with the white space behind them; they add up to the sentence."""
-        starts = [0, *(start for start, _ in self._words(text)[1][1:])]
-        ends = [*starts[1:], len(text)]
-        return ([text[a:b] for a, b in zip(starts, ends, strict=True)],)
+        return (with_spaces(text, self._words(text)[1]),)
 
     def _sentence(self, text: str) -> tuple[int, Sentence]:
         number = self.number

@@ -8,10 +8,9 @@ import numpy as np
 
 from simcse_fast.attribution.assemble import assemble
 from simcse_fast.attribution.chunks import bar, budget_for
-from simcse_fast.attribution.coalitions import coalitions
+from simcse_fast.attribution.coalitions import Coalitions, coalitions
 from simcse_fast.attribution.encoder import open_encoder
 from simcse_fast.attribution.masking import (
-    SENTENCES,
     Masking,
     Parts,
     check_masking,
@@ -19,7 +18,14 @@ from simcse_fast.attribution.masking import (
     players_of,
 )
 from simcse_fast.attribution.shap_interface import Explained, partition_values
-from simcse_fast.attribution.tokens import Unit, Units, check_sentences, tokenize, units_of
+from simcse_fast.attribution.tokens import (
+    Unit,
+    Units,
+    check_sentences,
+    check_unit,
+    tokenize,
+    units_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,6 +99,7 @@ def shapley_values(
     """
     texts = check_sentences(sentences)
     check_masking(masking)
+    check_unit(unit)
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -160,21 +167,20 @@ def _interpolated(
     done: Callable[[int], object],
 ) -> list[Explained]:
     """From all coalitions of a sentence, or from the interpolant of some."""
-    games = [
-        coalitions(int(own.max(initial=-1)) + 1, most, seed)
-        for own, most in zip(players, looks, strict=True)
-    ]
+    games: dict[int, Coalitions] = {}
+
+    def sets_of(n: int) -> NDArray[np.bool_]:
+        games[n] = coalitions(int(players[n].max(initial=-1)) + 1, looks[n], seed)
+        return kept(players[n], games[n].sets)
+
     found = []
-    for begin in range(0, len(games), SENTENCES):
-        some = range(begin, min(begin + SENTENCES, len(games)))
-        values = parts.values(some, [kept(players[n], games[n].sets) for n in some])
-        for n, own in zip(some, values, strict=True):
-            game = games[n]
-            scores = game.weights @ own
-            error = 0.0 if game.doubt is None else _doubt(game.doubt, own, scores)
-            full = own[min(1, len(own) - 1)]
-            found.append(Explained(scores, full, own[0], len(game.sets), error))
-            done(1)
+    for n, own in parts.each(sets_of):
+        game = games.pop(n)
+        scores = game.weights @ own
+        error = 0.0 if game.doubt is None else _doubt(game.doubt, own, scores)
+        full = own[min(1, len(own) - 1)]
+        found.append(Explained(scores, full, own[0], len(game.sets), error))
+        done(1)
     return found
 
 

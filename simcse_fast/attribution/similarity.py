@@ -34,6 +34,7 @@ class TokenSimilarity:
         tokens_a, tokens_b: their tokens.
         matrix: (tokens_a, tokens_b) fp32, P_a P_b^T.
         length_a, length_b: of the sentences' embeddings.
+        error_a, error_b: estimated error of each P, over its length; NaN where nothing tells.
     """
 
     sentence_a: str
@@ -43,6 +44,8 @@ class TokenSimilarity:
     matrix: Matrix
     length_a: float
     length_b: float
+    error_a: float
+    error_b: float
 
     def __repr__(self) -> str:
         a, b = self.matrix.shape
@@ -163,6 +166,8 @@ def token_similarity(a: Attributions, b: Attributions) -> list[TokenSimilarity]:
             matrix=(first[row] @ second[row].T).astype(np.float32),
             length_a=float(a.values[row]),
             length_b=float(b.values[row]),
+            error_a=float(a.errors[row]),
+            error_b=float(b.errors[row]),
         )
         for row in range(len(a))
     ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIRST = {"self": 23}  # nodes that "auto" begins with
 FIRST_OTHERWISE = 31
-MOST = 511  # "auto" takes no sentence beyond this many
+MOST = 511  # with so many or more "auto" has taken its last level: 511, or 767 for "self"
 # Of the distance between a rule and its nested rule of half the nodes, the error of the former is
 # less than this: for paths that are nearly straight (0.36 to 0.41), and in 95 of 100 sentences of
 # trained encoders (0.2 to 0.35): python -m benchmarks.attribution_rules.
@@ -127,6 +127,6 @@ def warn_unconverged(found: Sequence[Integral], steps: Steps) -> None:
         warnings.warn(
             f"{len(bad):,} of {len(found):,} sentences have an estimated error above "
             f"{steps.tolerance:g} after {bad[0].nodes} nodes, at most "
-            f"{max(one.error for one in bad):.2g}; their scores are in `errors`.",
+            f"{max(one.error for one in bad):.2g}; all errors are in `errors`.",
             stacklevel=3,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,14 @@ COLUMNS = ("values", "baseline_values", "residual", "steps", "errors")
 
 @contextmanager
 def written_whole(path: str | PathLike[str]) -> Iterator[Path]:
-    """Another name to write to, which becomes the file's when the block ends well."""
-    path = Path(path)
+    """Another name to write to, which becomes the file's when the block ends well.
+
+    Raises:
+        OSError: the path is a folder or a device.
+    """
+    path = Path(path).resolve()  # a link stays, and what it leads to is replaced
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
         yield unfinished

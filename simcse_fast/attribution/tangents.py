@@ -81,7 +81,9 @@ def _attention(
     scale = query.shape[-1] ** -0.5
     query = query * scale
     similar = query @ key.mT
-    weights = torch.softmax(similar if bias is None else similar + bias, dim=-1)
+    # Asked for by name: autocast would have another type for it.
+    similar = similar if bias is None else similar + bias
+    weights = torch.softmax(similar, dim=-1, dtype=query.dtype)
     way = query_way @ (key.mT * scale)[:, None]  # (K, T, heads, S, S)
     del query_way
     way += query[:, None] @ key_way.mT

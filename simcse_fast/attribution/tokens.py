@@ -30,7 +30,6 @@ class Sentence:
     pieces: list[str]  # (S,) as the tokenizer writes them
     spans: list[tuple[int, int]]  # (S,) where they stand in the text; (0, 0) for special tokens
     word: NDArray[np.int64]  # (S,) number of the word, NO_WORD for special tokens
-    prompt_length: int  # tokens before the first of the text itself
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,9 +47,7 @@ class Sentence:
 
     def only(self, keep: NDArray[np.bool_]) -> Sentence:
         """The sentence with some of its tokens only, closed up."""
-        ids = self.ids[keep]
-        before = int(keep[: self.prompt_length].sum())
-        return Sentence(self.text, ids, [], [], self.word[keep], before)
+        return Sentence(self.text, self.ids[keep], [], [], self.word[keep])
 
 
 @dataclass(frozen=True)
@@ -69,14 +66,18 @@ class Units:
         return total
 
 
-def units_of(sentence: Sentence, unit: Unit) -> Units:
-    """Every token, special ones included; or the words.
+def check_unit(unit: str) -> None:
+    """Refuse what is no name of a unit.
 
     Raises:
-        ValueError: unit is neither.
+        ValueError: it is none.
     """
     if unit not in UNITS:
         raise ValueError(f'unit: expected "word" or "token", got {unit!r}.')
+
+
+def units_of(sentence: Sentence, unit: Unit) -> Units:
+    """Every token, special ones included; or the words."""
     if unit == "token":
         return Units(sentence.pieces, sentence.spans, np.arange(len(sentence)))
     spans: list[list[tuple[int, int]]] = [[] for _ in range(sentence.words)]
@@ -124,7 +125,7 @@ def tokenize(encoder: Encoder, texts: Sequence[str]) -> list[Sentence]:
     if cut:
         warnings.warn(
             f"{cut:,} of {len(texts):,} sentences are longer than the model's {encoder.longest} "
-            "tokens; what is behind was cut off and has no score.",
+            "tokens; the rest was cut off and has no score.",
             stacklevel=4,
         )
     return [
@@ -151,9 +152,8 @@ def _sentence(text: str, encoding: Any, shift: int) -> Sentence:
         keys.append(key)
     numbers = {key: n for n, key in enumerate(k for k in dict.fromkeys(keys) if k in visible)}
     word = [numbers.get(key, NO_WORD) for key in keys]
-    first = next((place for place, n in enumerate(word) if n != NO_WORD), len(word))
     ids = np.array(encoding.ids, np.int64)
-    return Sentence(text, ids, list(encoding.tokens), spans, np.array(word, np.int64), first)
+    return Sentence(text, ids, list(encoding.tokens), spans, np.array(word, np.int64))
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

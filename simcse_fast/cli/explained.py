@@ -8,6 +8,8 @@ import unicodedata
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from simcse_fast.attribution.pieces import depths, looks, percent, pieces, shares
 from simcse_fast.cli.common import bold
 
@@ -27,11 +29,13 @@ ON_LIGHT = {
 LEAST = 0.04  # of the largest score: what is less stays unshaded
 LIGHT = {"7", "15"}  # backgrounds, as COLORFGBG tells them
 WIDEST = 30  # letters of a word in a table
+HEAVIEST = 5  # words whose scores stand below a shaded sentence
 
 
 def coloured() -> bool:
     """Standard output is a terminal, and nobody minds."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not dumb
 
 
 def plain(text: str) -> str:
@@ -40,10 +44,17 @@ def plain(text: str) -> str:
     return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in spaced)
 
 
-def lines_of(result: Attributions, row: int) -> list[str]:
-    """A sentence, its words by weight, and its figures."""
-    lines = [_shaded(result, row)] if coloured() else _table(result, row)
-    return [*lines, _figures(result, row), ""]
+def all_lines(result: Attributions) -> list[str]:
+    """Each sentence, its words by weight, and its figures."""
+    shaded = coloured()
+    lines = []
+    for row in range(len(result)):
+        words = [_shaded(result, row), _heaviest(result, row)] if shaded else _table(result, row)
+        lines += [*words, _figures(result, row), ""]
+    if not shaded:
+        return lines[:-1]
+    signed = any((scores < 0).any() for scores in result.scores)
+    return [*lines, "blue raises the value" + (", orange lowers it" if signed else "")]
 
 
 def pair_lines(similarity: TokenSimilarity) -> list[str]:
@@ -56,6 +67,7 @@ def pair_lines(similarity: TokenSimilarity) -> list[str]:
         f"  {'word of a':<{left}}  {'word of b':<{right}}    similarity",
         *(f"  {a:<{left}}  {b:<{right}}  {share:>+12.3f}" for a, b, share in pairs),
         f"together {similarity.shares().sum():+.3f}, on the scale of a cosine",
+        f"error {percent(similarity.error_a)} (a) and {percent(similarity.error_b)} (b)",
     ]
 
 
@@ -72,6 +84,17 @@ def _shaded(result: Attributions, row: int) -> str:
         paper, ink = ramp[min(int(abs(strength) * len(ramp)), len(ramp) - 1)]
         found.append(f"\033[48;5;{paper};38;5;{ink}m{text}\033[0m")
     return "".join(found)
+
+
+def _heaviest(result: Attributions, row: int) -> str:
+    """The words of the largest scores, with their shares."""
+    score, share = result.scores[row], shares(result.scores[row])
+    order = np.argsort(-np.abs(score), kind="stable")[:HEAVIEST]
+    words = [
+        f"{plain(result.tokens[row][i])[:WIDEST]} {score[i]:+.3f} ({100 * share[i]:+.0f} %)"
+        for i in order
+    ]
+    return ", ".join(words) or "no words"
 
 
 def _table(result: Attributions, row: int) -> list[str]:
@@ -108,7 +131,7 @@ def records(result: Attributions) -> list[dict[str, Any]]:
             "baseline_value": float(result.baseline_values[row]),
             "residual": float(result.residual[row]),
             "steps": int(result.steps[row]),
-            "error": None if isnan(result.errors[row]) else float(result.errors[row]),
+            "error": _known(result.errors[row]),
             "tokens": [
                 {"token": token, "start": start, "end": end, "score": float(score)}
                 for token, (start, end), score in zip(
@@ -123,4 +146,10 @@ def records(result: Attributions) -> list[dict[str, Any]]:
 def pair_record(pair: TokenSimilarity) -> dict[str, Any]:
     """A pair for machines."""
     shares = pair.shares().tolist()
-    return {**vars(pair), "matrix": pair.matrix.tolist(), "shares": shares}
+    errors = {name: _known(getattr(pair, name)) for name in ("error_a", "error_b")}
+    return {**vars(pair), **errors, "matrix": pair.matrix.tolist(), "shares": shares}
+
+
+def _known(error: float) -> float | None:
+    """JSON has no NaN."""
+    return None if isnan(error) else float(error)
