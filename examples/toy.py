@@ -26,12 +26,17 @@ def pairs(count: int, seed: int = 0) -> Pairs:
     return [(" ".join(word[0] for word in row), " ".join(row)) for row in rows]
 
 
-def read_pairs(path: str) -> Pairs:
-    """Lines of a file, two texts with a tab between them on each; for argparse."""
+def read_lines(path: str) -> list[str]:
+    """Lines of a text file; for argparse."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise argparse.ArgumentTypeError(f"{path}: {error}") from error
+
+
+def read_pairs(path: str) -> Pairs:
+    """Lines of a file, two texts with a tab between them on each; for argparse."""
+    lines = read_lines(path)
     for number, line in enumerate(lines, 1):
         if (tabs := line.count("\t")) != 1:
             raise argparse.ArgumentTypeError(

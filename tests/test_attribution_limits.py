@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from test_attribution_errors import METHODS, attribute
 
 from simcse_fast.attribution import integrated_gradients, shapley_values, vectors
+from simcse_fast.attribution.chunks import Budget, in_chunks
 from simcse_fast.attribution.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,3 +149,16 @@ def test_tangents_that_do_not_fit_are_halved(monkeypatch):
     monkeypatch.setattr(vectors, "states_and_tangents", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         integrated_gradients(pair_of(), TEXTS[:1], target="vector", steps=7, progress=False)
+
+
+def test_chunks_end_where_padding_would_cost_more_than_another_one():
+    def chunks_of(lengths, tokens=320):
+        found = []
+        in_chunks(lengths, Budget(tokens), lambda rows: found.append([lengths[r] for r in rows]))
+        return found
+
+    assert chunks_of([7, 8, 7, 8]) == [[8, 8, 7, 7]]
+    assert chunks_of([9, 30, 9, 9]) == [[30], [9, 9, 9]]
+    assert chunks_of([30, 29, 9]) == [[30, 29], [9]]  # 21 numbers of padding are more than 320 / 16
+    assert chunks_of([30, 29, 10]) == [[30, 29, 10]]
+    assert chunks_of([160, 160, 160]) == [[160, 160], [160]]

@@ -108,3 +108,21 @@ def test_clip_loss_refuses_unequal_features(repository, tmp_path):
     done = start(repository, "open_clip_loss.py", "--features", path)
     assert done.returncode == 2
     assert done.stderr.endswith("features.pt: 3 images, 2 texts.\n")
+
+
+def test_word_weights(repository, tmp_path):
+    (tmp_path / "texts.txt").write_text("alfa bravo\nalfa bravo charlie\n", encoding="utf-8")
+    done = start(
+        repository,
+        "word_weights.py",
+        *("--sentences", tmp_path / "texts.txt", "--output", tmp_path / "pages"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "integrated gradients of self, 5 words in 2 sentences" in done.stdout
+    assert "Shapley values of self, 5 words in 2 sentences" in done.stdout
+    assert "TokenSimilarity: 2 x 3 tokens" in done.stdout
+    assert "charlie" in (tmp_path / "pages" / "weights.html").read_text(encoding="utf-8")
+    assert (tmp_path / "pages" / "similarity.html").exists()
+    bad = start(repository, "word_weights.py", "--sentences", tmp_path / "gone.txt")
+    assert bad.returncode == 2
+    assert "gone.txt" in bad.stderr

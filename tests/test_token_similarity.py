@@ -42,11 +42,13 @@ def test_token_similarity_of_several_pairs():
                 for name in ("sentences", "tokens", "spans", "scores", "vectors")
             },
             values=np.tile(one.values, 2) * [1, 0],
+            errors=np.array([0.25, number]),
         )
-        for one in single
+        for number, one in enumerate(single)
     ]
     first, second = token_similarity(*double)
     assert np.array_equal(first.matrix, second.matrix)
+    assert (first.error_a, first.error_b, second.error_a, second.error_b) == (0.25, 0.25, 0, 1)
     assert not second.shares().any()  # an embedding without length has no cosine
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TOKENS = {"cpu": 1024}  # a chunk that stays in the caches
 TOKENS_ELSEWHERE = 32768
+APART = 1 / 16  # of a chunk's tokens: what one more chunk costs
 SHARE = 0.5  # of the free memory
 ACTIVATIONS = 24  # a token and layer keeps so many times the width of the model for its gradient
 
@@ -78,6 +79,10 @@ def in_chunks(
     while begin < len(order):
         longest = max(int(lengths[order[begin]]), 1)
         rows = order[begin : begin + max(1, budget.tokens // longest)]
+        # Where a chunk ends earlier, those behind need not be padded to its longest.
+        spared = (longest - lengths[rows]) * np.arange(len(rows), 0, -1)
+        if spared.max() > APART * budget.tokens:
+            rows = rows[: int(spared.argmax())]
         try:
             work(rows)
         except (RuntimeError, MemoryError) as error:
