@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 pytest.importorskip("sentence_transformers", reason="needs the extra encoders")
@@ -30,6 +31,8 @@ from numpy.testing import assert_allclose
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from simcse_fast.attribution import integrated_gradients
+from simcse_fast.attribution.baselines import read_baseline
+from simcse_fast.attribution.encoder import open_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,6 +154,17 @@ def test_baselines(family, baseline):
         pair_of(family), SOME, target=vectors(), baseline=baseline, unit="token", **MIDPOINT
     )
     check_written_out(found, pair_of(family), TARGETS[2].values[1], SOME, baseline)
+
+
+def test_the_mean_is_of_words_as_they_are_looked_up():
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return 5 * super().forward(ids)
+
+    toy = Toy(1)
+    toy.words.__class__ = Scaled
+    found = read_baseline("mean", open_encoder((toy, tokenizer_of("bert")), None))
+    assert_allclose(found, 5 * toy.words.weight.detach().mean(0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

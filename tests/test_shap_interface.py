@@ -231,3 +231,14 @@ def test_bad_arguments_are_named(monkeypatch):
     shapley_values(pair, "storm", progress=False)  # needs no shap
     with pytest.raises(ModuleNotFoundError):
         shapley_values(pair, "storm", method="partition", progress=False)
+
+
+@pytest.mark.parametrize("unit", ["word", "token"])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_names_with_their_spaces_are_the_sentence(family, unit):
+    """Also where a token is only a gap, as byte-level tokenizers make before other scripts."""
+    text = "  a zebra runs \u4f60\u597d! "
+    _, masker = shap_model(pair_of(family), unit=unit)
+    (words,) = masker.data_transform(text)
+    assert "".join(words) == text
+    assert len(words) == len(masker.feature_names(text)[0])
