@@ -17,8 +17,9 @@ COLOURS = {OURS: "#0072B2", CAPTUM: "#D55E00"}
 SCALAR = """Integrated Gradients of the cosine of a sentence with itself, pad baseline. Errors are
 of a sentence's scores over their length, against 512 nodes of Gauss-Legendre on the same sentences.
 Milliseconds a sentence are medians of interleaved rounds; "x" is a method's time over ours in the
-same round, the median of the rounds. Nodes are the fewest of those in the plot from which on the 95th
-percentile of the errors stays below 1 %; a random BERT-base's path is nearly straight, and all do."""
+same round, the median of the rounds. Nodes are the fewest of those in the plot from which on the
+95th percentile of the errors stays below 1 %: under a random BERT-base, whose path is nearly
+straight, the fewest that were tried."""
 VECTOR = """P, the Integrated Gradients of all dimensions, of one sentence at 15 midpoint nodes."""
 SHAPLEY = """Shapley values of real sentences of 5 to 10 words, each one token, the cosine with
 itself as target, against all coalitions. shap's Partition explainer is called on strings, as its
