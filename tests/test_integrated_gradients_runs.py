@@ -28,6 +28,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import nn
 
 from simcse_fast.attribution import integrated_gradients
+from simcse_fast.attribution.steps import Steps, integrate
+from simcse_fast.kernels.path_integral.quadrature import RULES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -306,3 +308,19 @@ def check_prompted(scores, model, text, include):
 
     exact = written_out(embed, lambda e: e.norm(), words, start, 8)
     assert_allclose(scores, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_a_peak_between_the_nodes_is_told():
+    """Both nested rules miss it; the known change of the target does not."""
+    peak, width = RULES["mapped"](31).alpha[15:17].mean(), 1e-3
+
+    def slopes(alpha):  # two tokens: a smooth one, and one that acts at one place only
+        bump = np.exp(-(((alpha - peak) / width) ** 2)) / (width * np.sqrt(np.pi))
+        return np.stack([np.ones_like(alpha), bump], axis=1)
+
+    steps = Steps(31, 0.01, "mapped")
+    (found,) = integrate(
+        steps, "self", [np.array(2.0)], lambda looks: [slopes(looks[0][1])], lambda _: None
+    )
+    off = np.linalg.norm(found.scores - [1, 1]) / np.linalg.norm(found.scores)
+    assert 0.3 < off < 2 * found.error
