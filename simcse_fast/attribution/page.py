@@ -8,7 +8,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from simcse_fast.attribution.pieces import depths, looks, percent, pieces, shares
-from simcse_fast.attribution.storage import written_whole
+from simcse_fast.files import written_whole
 
 if TYPE_CHECKING:
     from os import PathLike

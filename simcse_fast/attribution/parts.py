@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simcse_fast.attribution.storage import written_whole
 from simcse_fast.errors import InputError
+from simcse_fast.files import written_whole
 from simcse_fast.training.sealed import UNFINISHED, UnwritableError, made, sync
 
 if TYPE_CHECKING:

@@ -1,19 +1,16 @@
-"""Attributions in a file, and files that are whole or not there."""
+"""Attributions in a file."""
 
 from __future__ import annotations
 
-import errno
 import json
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simcse_fast.attribution.attributions import Attributions
+from simcse_fast.files import written_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -21,24 +18,6 @@ if TYPE_CHECKING:
 FORMAT = "simcse_fast.attributions.1"
 NAMES = ("method", "target", "unit")
 COLUMNS = ("values", "baseline_values", "residual", "steps", "errors")
-
-
-@contextmanager
-def written_whole(path: str | PathLike[str]) -> Iterator[Path]:
-    """Another name to write to, which becomes the file's when the block ends well.
-
-    Raises:
-        OSError: the path is a folder or a device.
-    """
-    path = Path(path).resolve()  # a link stays, and what it leads to is replaced
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def save(result: Attributions, path: str | PathLike[str]) -> None:

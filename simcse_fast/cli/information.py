@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, whole, write_json, write_lines
 from simcse_fast.errors import InputError
+from simcse_fast.files import written_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -89,16 +90,13 @@ def load_tokenizer(name: str) -> Any:
 
 def write_table(table: InformationTable, path: Path) -> None:
     """Under another name first, so that a table that is there is whole."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
     try:
-        if path.suffix == ".csv":
-            import_module("pyarrow.csv").write_csv(table.arrow, unfinished)
-        else:
-            table.to_parquet(unfinished)
-        unfinished.replace(path)
+        with written_whole(path) as unfinished:
+            if path.suffix == ".csv":
+                import_module("pyarrow.csv").write_csv(table.arrow, unfinished)
+            else:
+                table.to_parquet(unfinished)
     except OSError as error:
         raise InputError(
             f"--output {path}: cannot be written ({error.strerror or error})"
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
