@@ -7,9 +7,11 @@ time, and between two pieces of work Python can show progress and be interrupted
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Tick = Callable[[int], object]
@@ -22,6 +24,21 @@ def jit(function: Function) -> Function:
     except RuntimeError:  # numba found no folder for its cache: a read-only install without a home
         compiled = njit(nogil=True)(function)
     return compiled
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of array[index]."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address, flag = builder.gep(data, [arguments[1]]), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        call = builder.module.declare_intrinsic("llvm.prefetch", (address.type,), kind)
+        builder.call(call, [address, flag(0), flag(3), flag(1)])  # for reading, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), emit
 
 
 def pieces(low: int, high: int, size: int) -> Iterator[tuple[int, int]]:

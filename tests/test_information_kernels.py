@@ -1,19 +1,25 @@
 """The counting engine: against brute force, scipy, and itself under every split of the work."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from simcse_fast.kernels.cooccurrence import numba_kernels, reference
+from simcse_fast.kernels.cooccurrence import engine, reference
+from simcse_fast.kernels.cooccurrence.numba_sentences import RANKED, drop_repeats
+from simcse_fast.kernels.numba_threads import run_workers
 
 
-def gains(ids, offsets, words, threads=1):
+def gains(ids, offsets, words, threads=1, window=0):
     ids = np.asarray(ids, np.uint32)
     counts = np.bincount(ids, minlength=words)
     offsets = np.asarray(offsets, np.int64)
-    return numba_kernels.cooccurrence_kl(ids, offsets, counts, threads=threads, tick=lambda _: None)
+    return engine.cooccurrence_kl(
+        ids, offsets, counts, threads=threads, tick=lambda _: None, window=window
+    )
 
 
 def random_corpus(seed, sentences, longest, words):
@@ -27,7 +33,7 @@ def random_corpus(seed, sentences, longest, words):
 @pytest.fixture(params=[0, 5, 1024], ids=["no-triangle", "small-triangle", "triangle-for-all"])
 def dense(request, monkeypatch):
     """Words whose pairs the triangle counts; the rest are rows of the index."""
-    monkeypatch.setattr(numba_kernels, "DENSE", request.param)
+    monkeypatch.setattr(engine, "DENSE", request.param)
 
 
 SHAPES = [
@@ -36,17 +42,70 @@ SHAPES = [
     pytest.param(7, 12, 13, id="small-prime"),
     pytest.param(300, 40, 60, id="rows-read-in-order"),  # most counters of a row are in use
     pytest.param(60, 4, 60, id="rows-read-by-occurrence"),
-    pytest.param(5, 2 * numba_kernels.RANKED, 60, id="longer-than-the-rank-sort"),
+    pytest.param(5, 2 * RANKED, 60, id="longer-than-the-rank-sort"),
+]
+
+
+CONTEXTS = [
+    pytest.param(0, id="sentence"),
+    pytest.param(1, id="neighbours"),
+    pytest.param(3, id="window"),
+    pytest.param(1000, id="wider-than-texts"),
 ]
 
 
 @pytest.mark.usefixtures("dense")
+@pytest.mark.parametrize("window", CONTEXTS)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(("sentences", "longest", "words"), SHAPES)
-def test_equal_to_brute_force_for_every_word(sentences, longest, words, threads):
+def test_equal_to_brute_force_for_every_word(sentences, longest, words, threads, window):
     ids, offsets = random_corpus(sentences, sentences, longest + 1, words)
-    exact = reference.cooccurrence_kl(ids, offsets, words)
-    np.testing.assert_allclose(gains(ids, offsets, words, threads), exact, rtol=0, atol=1e-12)
+    exact = reference.cooccurrence_kl(ids, offsets, words, window or None)
+    ours = gains(ids, offsets, words, threads, window)
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("dense")
+@pytest.mark.parametrize("window", CONTEXTS)
+@pytest.mark.parametrize(("sentences", "longest", "words"), SHAPES)
+def test_copies_of_many_chunks_give_what_one_chunk_gives(sentences, longest, words, window):
+    """Counts by ranges of rows over chunks, as from disk: integer-valued f, so sums are exact."""
+    ids, offsets = random_corpus(sentences, sentences, longest + 1, words)
+    counts = np.bincount(ids, minlength=words)
+    corpus = engine.Corpus(counts, int(np.diff(offsets).max()), window)
+    pairs = reference.cooccurrence_counts(ids, offsets, words, window or None)
+    table = integer_table(pairs.max())
+    cuts = [0, sentences // 3, sentences // 2, sentences]
+
+    def chunks():
+        for low, high in pairwise(cuts):
+            first, last = offsets[low], offsets[high]
+            yield ids[first:last].copy(), offsets[low : high + 1] - first
+
+    run, counted = engine.Run(2, lambda _: None), engine.empty_counts(corpus)
+    for chunk in chunks():
+        engine.add_counts(counted, engine.count_chunk(run, corpus, chunk, np.zeros(words))[1])
+    sums = engine.sum_triangle(corpus, counted, table)
+    middle = (corpus.dense + words) // 2
+    for low, high in pairwise(sorted({corpus.dense, middle, words})):
+        index = engine.copy_rows(run, corpus, chunks(), (low, high), counted.load)
+        sums += engine.sum_rows(run, corpus, index, table)
+    np.testing.assert_array_equal(sums, table[pairs].sum(axis=1))
+    np.testing.assert_array_equal(counted.terms.company, pairs.sum(axis=1))
+
+
+def integer_table(largest):
+    table = np.random.default_rng(0).integers(0, 1 << 20, largest + 1).astype(np.float64)
+    table[:2] = 0  # what the engine may assume of f
+    return table
+
+
+def test_repeats_are_dropped_sentence_by_sentence():
+    ids = np.array([3, 3, 1, 3, 1, 1, 2, 2], np.uint32)
+    sizes, seen = np.array([4, 0, 2, 2], np.uint32), np.zeros(4, np.int64)
+    left = drop_repeats(ids, sizes, seen, 1)
+    assert ids[:left].tolist() == [3, 1, 1, 2]
+    assert sizes.tolist() == [2, 0, 1, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,12 +127,11 @@ def test_counts_are_bit_equal_to_scipy_for_every_thread_count():
     counts = np.bincount(ids, minlength=words)
     pairs = (matrix.T @ matrix).toarray() - np.diag(counts)
     np.testing.assert_array_equal(pairs, reference.cooccurrence_counts(ids, offsets, words))
-    table = np.random.default_rng(0).integers(0, 1 << 20, pairs.max() + 1).astype(np.float64)
-    table[:2] = 0  # what the engine may assume of f
+    table, log_p = integer_table(pairs.max()), engine.log_shares(counts)
+    corpus = engine.Corpus(counts, 30)
     for threads in (1, 2, 3, 8):
-        sums, terms = numba_kernels.pair_sums(
-            ids, offsets, counts, table=table, threads=threads, tick=lambda _: None
-        )
+        run = engine.Run(threads, lambda _: None)
+        sums, terms = engine.pair_sums(corpus, (ids, offsets), run, log_p=log_p, table=table)
         np.testing.assert_array_equal(sums, table[pairs].sum(axis=1))
         np.testing.assert_array_equal(terms.company, pairs.sum(axis=1))
         np.testing.assert_array_equal(terms.own, pairs.diagonal())
@@ -107,12 +165,19 @@ def test_counts_beyond_32_bits():
 def test_words_and_times_that_need_64_bits_together(monkeypatch):
     """A vocabulary of 2^25 beside a sentence of 200 tokens does not pack into 32 bits."""
     ids, offsets = random_corpus(6, 20, 400, 50)
-    packed = numba_kernels.pack(ids, offsets, 1 << 25)[1]
-    assert packed.entries.dtype == np.uint64
-    pack = numba_kernels.pack
-    monkeypatch.setattr(numba_kernels, "pack", lambda i, o, _: pack(i, o, 1 << 25))
+    monkeypatch.setattr(engine.Corpus, "bits", 27)
+    assert engine.Corpus(np.zeros(50), 400).entry is np.uint64
     exact = reference.cooccurrence_kl(ids, offsets, 50)
     np.testing.assert_allclose(gains(ids, offsets, 50, 2), exact, rtol=0, atol=1e-12)
+
+
+def test_ids_are_left_alone_unless_they_may_be_overwritten():
+    ids, offsets = random_corpus(7, 30, 2 * RANKED, 50)
+    before, counts = ids.copy(), np.bincount(ids, minlength=50)
+    kept = gains(ids, offsets, 50, 2)
+    np.testing.assert_array_equal(ids, before)
+    options = {"threads": 2, "tick": lambda _: None, "overwrite": True}
+    np.testing.assert_array_equal(engine.cooccurrence_kl(ids, offsets, counts, **options), kept)
 
 
 @pytest.mark.usefixtures("dense")
@@ -121,7 +186,7 @@ def test_progress_adds_up_to_the_tokens_without_repeats():
     ids = np.array([0, 1, 6, 0, 1, 2, 5], np.uint32)
     done = []
     counts = np.bincount(ids)
-    numba_kernels.cooccurrence_kl(ids, offsets, counts, threads=2, tick=done.append)
+    engine.cooccurrence_kl(ids, offsets, counts, threads=2, tick=done.append)
     assert sum(done) == len(ids)
 
 
@@ -133,4 +198,4 @@ def test_a_failing_worker_stops_the_others_and_is_heard():
             yield 1
 
     with pytest.raises(KeyError, match="lost"):
-        numba_kernels.run_workers(2, work, lambda _: None)
+        run_workers(2, work, lambda _: None)

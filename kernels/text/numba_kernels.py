@@ -1,24 +1,22 @@
 """The tokenizer "words" over Arrow's string buffers: bytes in, numbered words out.
 
-One pass splits, lower-cases and looks up. Two spellings that differ in ASCII case alone are one
-entry of the hash table; other scripts are lower-cased by Python, on the distinct words only.
+One pass splits, lower-cases and hashes; the words of a block are then looked up together, so that
+the hash table's cache lines arrive in time. Two spellings that differ in ASCII case alone are one
+entry; other scripts are lower-cased by Python, on the distinct words only (`Words.lines`).
 Equal to kernels.text.reference on any valid UTF-8.
 """
 
 import unicodedata
-from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simcse_fast.kernels.numba_threads import Tick, jit, run_workers
+from simcse_fast.kernels.numba_threads import jit, prefetch
 
 Array = NDArray[Any]
 
-SHARD = 64 << 20  # bytes of text to one hash table
 POINTS = 0x110000
 ASCII, LEAD_3, LEAD_4 = 0x80, 0xE0, 0xF0  # first bytes of characters: bounds by their width
 MARKS = (0, 1, 2, 3, 14)  # planes that hold combining marks
@@ -26,24 +24,28 @@ MARKS = (0, 1, 2, 3, 14)  # planes that hold combining marks
 FOLD = np.array([ord(chr(b).lower()) if chr(b).isalnum() else 0 for b in range(256)], np.uint8)
 FOLD[ASCII:] = np.arange(ASCII, 256)
 SEED, PRIME, HALF = np.uint64(0xCBF29CE484222325), np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
-
-
-class Numbered(NamedTuple):
-    """Ids of all words in order, the tokens of each text, and the words in order of their ids."""
-
-    ids: NDArray[np.uint32]  # (tokens,) by frequency, 0 the most frequent; ties: seen first
-    offsets: NDArray[np.int64]  # (texts + 1,)
-    vocabulary: list[str]
-    counts: NDArray[np.int64]  # (words,)
+LOW = np.uint64(0xFFFFFFFF)
+BLOCK = 256  # words between finding and looking up
+AHEAD = 8  # lookups ahead of which the next one's slot is asked for
+ROOM, LETTERS = 1 << 12, 1 << 16  # words and bytes of a new table
 
 
 class Table(NamedTuple):
-    """A hash table of words by their place in the text; half full at most."""
+    """A hash table of words, half full at most, and their letters one after the other."""
 
-    slots: Array  # (2 * room,) word, -1 where free
+    slots: Array  # (2 * room,) high half of the hash | word + 1; 0 where free
     hashes: Array  # (room,)
-    first: Array  # (room,) where each word first starts
-    stop: Array  # (room,) and stops
+    ends: Array  # (room + 1,) word w is letters[ends[w] : ends[w + 1]]
+    letters: Array  # (bytes,) ASCII in lower case
+    counts: Array  # (room,) occurrences
+
+
+class Block(NamedTuple):
+    """Words that were found and not yet looked up."""
+
+    begin: Array  # (BLOCK,)
+    stop: Array  # (BLOCK,)
+    code: Array  # (BLOCK,) their hashes
 
 
 @cache
@@ -68,41 +70,29 @@ def character_at(data: Array, i: int, is_word: Array) -> Any:
 
 
 @jit
-def same_word(data: Array, a: int, b: int, length: int) -> bool:
-    """Whether two words are equal but for ASCII case."""
+def same_word(letters: Array, known: int, data: Array, begin: int, length: int) -> bool:
+    """Whether a word in lower case and a word of the text are equal but for ASCII case."""
     for k in range(length):  # noqa: SIM110 - numba compiles no generator here
-        if FOLD[data[a + k]] != FOLD[data[b + k]]:
+        if letters[known + k] != FOLD[data[begin + k]]:
             return False
     return True
 
 
-def empty_table(words: int) -> Table:
-    """Room for `words` words, a power of two."""
-    first, stop = np.empty(words, np.int64), np.empty(words, np.int64)
-    return Table(np.full(2 * words, -1, np.int32), np.empty(words, np.uint64), first, stop)
-
-
 @jit
-def scan(  # noqa: C901 - one pass over the bytes; numba has no keyword-only arguments
+def find_words(
     data: Array,  # (bytes,) valid UTF-8
     starts: Array,  # (texts + 1,) text t is data[starts[t] : starts[t + 1]]
     is_word: Array,  # (POINTS,)
-    table: Table,
-    known: int,  # words in the table
-    range_: tuple[int, int],  # first text and the token it starts with
-    ids: Array,  # (>= tokens,) out: words numbered in order of appearance
-    sizes: Array,  # (texts,) out: tokens of each text
+    place: tuple[int, int],  # text and byte to go on from
+    block: Block,
+    sizes: Array,  # (texts,) in and out: words found in each text
 ) -> tuple[int, int, int]:
-    """Number the words of the texts until the table is full; returns (known, text, token).
-
-    The table never grows in here: arrays that are rebound inside a loop cost numba a count of
-    references at every step (2.1 s instead of 0.3 s on 41 MB).
-    """
-    text, token = range_
-    last = len(table.slots) - 1
+    """Fill a block with the next words; returns (words, text, byte), fewer words at the end."""
+    text, i = place
+    found, room = 0, len(block.begin)
     while text < len(sizes):
-        i, end, before = starts[text], starts[text + 1], token
-        while i < end:
+        end, before = starts[text + 1], found
+        while i < end and found < room:
             begin, code, width = i, SEED, 1
             while i < end:
                 letter = FOLD[data[i]]
@@ -119,121 +109,164 @@ def scan(  # noqa: C901 - one pass over the bytes; numba has no keyword-only arg
                 code = (code ^ np.uint64(letter)) * PRIME
                 i += 1
             if i > begin:
-                code ^= code >> HALF  # low bits choose the slot, high bits are mixed best
-                slot: Any = np.int64(code & np.uint64(last))
-                while True:
-                    word: Any = np.int64(table.slots[slot])
-                    if word < 0 or (
-                        table.hashes[word] == code
-                        and table.stop[word] - table.first[word] == i - begin
-                        and same_word(data, table.first[word], begin, i - begin)
-                    ):
-                        break
-                    slot = (slot + 1) & last
-                if word < 0:
-                    if known == len(table.first):
-                        return known, text, before
-                    word = known
-                    table.slots[slot] = word
-                    table.hashes[word], table.first[word], table.stop[word] = code, begin, i
-                    known += 1
-                ids[token] = word
-                token += 1
+                block.begin[found], block.stop[found] = begin, i
+                block.code[found] = code ^ code >> HALF  # low bits choose the slot: mix them
+                found += 1
             i -= min(width, 0)  # step over the separator
-        sizes[text] = token - before
+        sizes[text] += found - before
+        if i < end:
+            break
         text += 1
-    return known, text, token
+    return found, text, i
 
 
 @jit
-def move_words(source: Table, target: Table) -> None:
-    """Enter the words of a full table into an empty one."""
-    size = len(target.slots)
-    for word in range(len(source.first)):
-        slot = np.int64(source.hashes[word] & np.uint64(size - 1))
-        while target.slots[slot] >= 0:
-            slot = (slot + 1) & (size - 1)
-        target.slots[slot] = word
-        target.hashes[word] = source.hashes[word]
-        target.first[word], target.stop[word] = source.first[word], source.stop[word]
+def number_block(
+    data: Array, block: Block, range_: tuple[int, int], table: Table, known: int, ids: Array
+) -> tuple[int, int]:
+    """Number words of a block until the table is full; returns (words known, next of the block).
+
+    The table never grows in here: arrays that are rebound inside a loop cost numba a count of
+    references at every step (2.1 s instead of 0.3 s on 41 MB).
+    """
+    slots, hashes, ends, letters, counts = table
+    last = np.uint64(len(slots) - 1)
+    first, stop = range_
+    for k in range(first, min(first + AHEAD, stop)):
+        prefetch(slots, np.int64(block.code[k] & last))
+    for k in range(first, stop):
+        prefetch(slots, np.int64(block.code[min(k + AHEAD, stop - 1)] & last))
+        code = block.code[k]
+        begin, length = block.begin[k], block.stop[k] - block.begin[k]
+        slot: Any = code & last
+        while True:
+            entry = slots[slot]
+            word: Any = np.int64(entry & LOW) - 1
+            if word < 0 or (
+                entry >> HALF == code >> HALF
+                and ends[word + 1] - ends[word] == length
+                and same_word(letters, ends[word], data, begin, length)
+            ):
+                break
+            slot = (slot + np.uint64(1)) & last
+        if word < 0:
+            end = ends[known]
+            if known == len(hashes) or end + length > len(letters):
+                return known, k
+            word = known
+            slots[slot] = code & ~LOW | np.uint64(word + 1)
+            hashes[word], ends[word + 1] = code, end + length
+            for i in range(length):
+                letters[end + i] = FOLD[data[begin + i]]
+            known += 1
+        counts[word] += 1
+        ids[k] = word
+    return known, stop
 
 
-def scan_all(
-    data: Array, starts: Array, is_word: Array, sizes: Array
-) -> tuple[Array, NDArray[np.uint8]]:
-    """The ids of all texts and the distinct words, one a line."""
-    ids = np.empty(int(starts[-1] - starts[0]) // 2 + len(starts), np.int32)
-    table, known, text, token = empty_table(1 << 12), 0, 0, 0
+@jit
+def scan(
+    data: Array,
+    starts: Array,
+    is_word: Array,
+    table: Table,
+    block: Block,
+    state: Array,  # (6,) in and out: words known, text, byte, token, words in block, next in block
+    ids: Array,  # (>= tokens,) out: words numbered in order of appearance
+    sizes: Array,  # (texts,) out, zero at first: tokens of each text
+) -> bool:
+    """Number the words of the texts; False when the table is full and work is left."""
+    known, text, i, token, found, done = state
     while True:
-        known, text, token = scan(data, starts, is_word, table, known, (text, token), ids, sizes)
-        if text == len(sizes):
-            return ids[:token], join_words(data, table.first[:known], table.stop[:known])
-        full, table = table, empty_table(4 * known)
-        move_words(full, table)
+        known, stop = number_block(data, block, (done, found), table, known, ids[token - done :])
+        token += stop - done
+        if stop < found or text == len(sizes):
+            state[:] = known, text, i, token, found, stop
+            return bool(stop == found)
+        found, text, i = find_words(data, starts, is_word, (text, i), block, sizes)
+        done = 0
 
 
 @jit
-def join_words(data: Array, first: Array, stop: Array) -> Array:
-    """The distinct words, ASCII lower-cased, one a line."""
-    out = np.empty(np.sum(stop - first) + len(first), np.uint8)
-    end = 0
-    for word in range(len(first)):
-        for i in range(first[word], stop[word]):
-            out[end] = FOLD[data[i]]
-            end += 1
-        out[end] = 10
-        end += 1
+def move_words(source: Table, known: int, target: Table) -> None:
+    """Enter the words of a table into an empty one."""
+    last = np.uint64(len(target.slots) - 1)
+    for word in range(known):
+        code = source.hashes[word]
+        slot = code & last
+        while target.slots[slot] > 0:
+            slot = (slot + np.uint64(1)) & last
+        target.slots[slot] = code & ~LOW | np.uint64(word + 1)
+        target.hashes[word], target.counts[word] = code, source.counts[word]
+        target.ends[word + 1] = source.ends[word + 1]
+    size = source.ends[known]
+    target.letters[:size] = source.letters[:size]
+
+
+@jit
+def join_words(letters: Array, ends: Array) -> Array:
+    """The words, one a line."""
+    out = np.empty(ends[-1] + len(ends) - 1, np.uint8)
+    place = 0
+    for word in range(len(ends) - 1):
+        for i in range(ends[word], ends[word + 1]):
+            out[place] = letters[i]
+            place += 1
+        out[place] = 10
+        place += 1
     return out
 
 
-def shards(starts: Array, threads: int) -> list[tuple[int, int]]:
-    """Ranges of texts with about equal numbers of bytes, a multiple of `threads` of them."""
-    rounds = 1 + int(starts[-1] - starts[0]) // (SHARD * threads)
-    cuts = np.linspace(starts[0], starts[-1], threads * rounds + 1)[1:-1]
-    return list(pairwise([0, *np.searchsorted(starts, cuts).tolist(), len(starts) - 1]))
-
-
-def number_words(
-    data: NDArray[np.uint8],  # (bytes,) valid UTF-8: nothing here checks it
-    starts: NDArray[np.int64],  # (texts + 1,)
-    *,
-    threads: int,
-    tick: Tick,  # called with numbers of bytes that are done
-) -> Numbered:
-    """Split, lower-case and number the words of all texts."""
-    ranges = shards(starts, threads)
-    is_word = word_characters() if data.max(initial=0) > ASCII - 1 else np.zeros(128, bool)
-    parts: list[Any] = [None] * len(ranges)
-    sizes = np.zeros(len(starts) - 1, np.int64)
-
-    def work(worker: int) -> Iterator[int]:
-        for shard in range(worker, len(ranges), threads):
-            low, high = ranges[shard]
-            extent = int(starts[high] - starts[low])
-            ids, lines = scan_all(data, starts[low : high + 1], is_word, sizes[low:high])
-            # A line break ends a word for `lower` too, so each is lower-cased by itself.
-            parts[shard] = ids, lines.tobytes().decode().lower().split("\n")[:-1]
-            yield extent
-
-    run_workers(threads, work, tick)
-    return merge(parts, np.concatenate([[0], np.cumsum(sizes)]))
-
-
-def merge(parts: list[tuple[Array, list[str]]], offsets: Array) -> Numbered:
-    """One numbering, by frequency, for shards that each numbered their own words."""
-    number: dict[str, int] = {}
-    maps = [
-        np.array([number.setdefault(word, len(number)) for word in words], np.int64)
-        for _, words in parts
-    ]
-    counts = np.zeros(len(number), np.int64)
-    for (ids, words), common in zip(parts, maps, strict=True):
-        np.add.at(counts, common, np.bincount(ids, minlength=len(words)))
-    order = np.argsort(-counts, kind="stable")
-    rank = np.empty(len(order), np.uint32)
-    rank[order] = np.arange(len(order), dtype=np.uint32)
-    numbered = [rank[common][ids] for (ids, _), common in zip(parts, maps, strict=True)]
-    vocabulary = list(number)
-    return Numbered(
-        np.concatenate(numbered), offsets, [vocabulary[i] for i in order.tolist()], counts[order]
+def empty_table(words: int, letters: int) -> Table:
+    """Room for `words` words, a power of two, of so many bytes in all."""
+    return Table(
+        np.zeros(2 * words, np.uint64),
+        np.empty(words, np.uint64),
+        np.zeros(words + 1, np.int64),
+        np.empty(letters, np.uint8),
+        np.zeros(words, np.int64),
     )
+
+
+class Words:
+    """The words that one worker has met so far, in order of their first appearance."""
+
+    def __init__(self) -> None:
+        self.table, self.known = empty_table(ROOM, LETTERS), 0
+        self.block = Block(*(np.empty(BLOCK, of) for of in (np.int64, np.int64, np.uint64)))
+
+    def number(
+        self,
+        data: NDArray[np.uint8],  # (bytes,) valid UTF-8: nothing here checks it
+        starts: NDArray[np.int64],  # (texts + 1,)
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Split, lower-case and number; ids (tokens,) and the number of tokens of each text."""
+        sizes = np.zeros(len(starts) - 1, np.uint32)
+        ids = np.empty(int(starts[-1] - starts[0]) // 2 + len(starts), np.uint32)
+        state = np.array([self.known, 0, starts[0], 0, 0, 0], np.int64)
+        is_word = word_characters()
+        while not scan(data, starts, is_word, self.table, self.block, state, ids, sizes):
+            self.known = int(state[0])
+            waiting = int(state[5])
+            self.grow(int(self.block.stop[waiting] - self.block.begin[waiting]))
+        self.known = int(state[0])
+        return ids[: state[3]].copy(), sizes
+
+    def grow(self, length: int) -> None:
+        """Make room for more words, or for more letters, at least `length` of them."""
+        full = self.table
+        used = int(full.ends[self.known])
+        words = len(full.hashes) * (2 if self.known == len(full.hashes) else 1)
+        letters = len(full.letters)
+        self.table = empty_table(words, letters if used + length <= letters else 2 * used + length)
+        move_words(full, self.known, self.table)
+
+    def lines(self) -> list[str]:
+        """The words in lower case; those of other scripts can be equal only now."""
+        joined = join_words(self.table.letters, self.table.ends[: self.known + 1])
+        # A line break ends a word for `lower` too, so each is lower-cased by itself.
+        return joined.tobytes().decode().lower().split("\n")[:-1]
+
+    def counts(self) -> NDArray[np.int64]:  # (words,)
+        """How often each word occurred."""
+        return self.table.counts[: self.known]

@@ -29,10 +29,11 @@ def split_words(text: str) -> list[str]:
 def number_words(
     texts: Iterable[str],
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64], list[str]]:
-    """Ids by frequency (ties: the word seen first), offsets of the texts, and the vocabulary."""
+    """Ids by frequency (ties in code-point order), offsets of the texts, and the vocabulary."""
     split = [split_words(text) for text in texts]
     words = list(chain.from_iterable(split))
-    vocabulary = [word for word, _ in Counter(words).most_common()]
+    counts = Counter(words)
+    vocabulary = sorted(counts, key=lambda word: (-counts[word], word))
     number = {word: i for i, word in enumerate(vocabulary)}
     offsets = np.cumsum([0, *map(len, split)])
     return np.array([number[word] for word in words], np.uint32), offsets, vocabulary

@@ -23,7 +23,8 @@ from simcse_fast.attribution.integrated_gradients import integrated_gradients
 from simcse_fast.attribution.parts import TableParts
 from simcse_fast.attribution.shapley import shapley_values
 from simcse_fast.errors import InputError
-from simcse_fast.information.corpus import Sentences, read_corpus
+from simcse_fast.information.corpus import read_corpus
+from simcse_fast.information.sentences import Sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable

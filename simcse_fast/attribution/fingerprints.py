@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from simcse_fast.attribution.encoder import Encoder
-    from simcse_fast.information.corpus import Sentences
+    from simcse_fast.information.sentences import Sentences
 
 DEPTH = 4
 SAMPLE = 1024  # weights of each matrix that identify a model

@@ -69,11 +69,11 @@ def read_text(path: Path) -> Text:
     Raises:
         InputError: the file is missing, unreadable, empty, binary, or not UTF-8.
     """
-    from simcse_fast.information import corpus  # noqa: PLC0415 - pyarrow, for a text of one's own
+    from simcse_fast.information import readers  # noqa: PLC0415 - pyarrow, for a text of one's own
 
-    readers = {".parquet": corpus.read_parquet, ".jsonl": corpus.read_jsonl}
+    read = {".parquet": readers.read_parquet, ".jsonl": readers.read_jsonl}
     try:
-        texts = readers.get(path.suffix, corpus.read_lines)(path).texts()
+        texts = read.get(path.suffix, readers.read_lines)(path).texts()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:

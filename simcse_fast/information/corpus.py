@@ -1,21 +1,34 @@
-"""Whatever a user calls a corpus, as UTF-8 in Arrow's layout or as token ids."""
+"""Whatever a user calls a corpus, as parts of sentences or as token ids."""
 
-import glob
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-ENDINGS = (".txt", ".parquet", ".jsonl")
-TEXT_COLUMNS = ("text", "sentence")
+from simcse_fast.information.readers import (
+    BLOCK,
+    ENDINGS,
+    ROWS,
+    Source,
+    column_of,
+    find_files,
+    read_parts,
+)
+from simcse_fast.information.sentences import (
+    Part,
+    Repairs,
+    Sentences,
+    TokenIds,
+    from_arrow,
+    from_strings,
+    join,
+)
+
 ACCEPTED = (
     "sentences (an iterable of str, an Arrow array, a datasets.Dataset), a path or paths to .txt, "
     ".parquet or .jsonl, or token ids as (ids, offsets) or (ids, offsets, vocabulary)"
@@ -24,48 +37,131 @@ MOST_IDS = 1 << 31
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """Valid UTF-8: sentence s is data[starts[s] : starts[s + 1]]."""
+class Text:
+    """Sentences to be read once, part by part."""
 
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def texts(self, first: int = 0, end: int | None = None) -> Iterator[str]:
-        """The sentences, or those from `first` up to `end`, without the line breaks of a file."""
-        data, starts = self.data.data, self.starts[first : None if end is None else end + 1]
-        for low, high in pairwise(starts.tolist()):
-            yield str(data[low:high], "utf-8").rstrip("\r\n")
+    parts: Iterator[Part]
+    total: int | None  # of what `Part.done` counts up to, where it is known
+    files: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True)
-class TokenIds:
-    """Sentence s is ids[offsets[s] : offsets[s + 1]]; `vocabulary[i]` is the word of id i."""
-
-    ids: NDArray[np.integer[Any]]
-    offsets: NDArray[np.int64]
-    vocabulary: list[str] | None
+def open_corpus(
+    corpus: object, column: str | None = None, repairs: Repairs | None = None
+) -> Text | TokenIds:
+    """Everything that `information_gain` accepts, ready to be read."""
+    if isinstance(corpus, tuple) and len(corpus) in {2, 3} and not is_text(corpus[0]):
+        return from_ids(*corpus)
+    files = files_of(corpus)
+    if files is not None:
+        return text_of_files(files, column, repairs)
+    if isinstance(corpus, pa.Array | pa.ChunkedArray):
+        return Text(array_parts(corpus, repairs), corpus.nbytes)
+    if is_dataset(corpus) and isinstance(corpus, Mapping):
+        raise TypeError(f"corpus: pass one split; got {type(corpus).__name__}")
+    if isinstance(corpus, bytes | Mapping):
+        raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
+    if is_dataset(corpus):
+        return Text(batch_parts(batches_of_dataset(corpus), column, repairs), None)
+    if hasattr(corpus, "__arrow_c_stream__") and hasattr(corpus, "columns"):  # tables, data frames
+        table = pa.table(corpus)
+        return Text(batch_parts(table.to_batches(ROWS), column, repairs, table.schema), None)
+    if not isinstance(corpus, Iterable) or hasattr(corpus, "columns"):
+        raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
+    return text_of_strings(iter(corpus), column, repairs)
 
 
 def read_corpus(corpus: object) -> Sentences | TokenIds:
-    """Read everything that `information_gain` accepts into memory."""
+    """Everything that `information_gain` accepts, read into memory; invalid UTF-8 is an error."""
+    opened = open_corpus(corpus)
+    if isinstance(opened, TokenIds):
+        return opened
+    return join([part.sentences for part in opened.parts])
+
+
+def files_of(corpus: object) -> list[Path] | None:
+    """The files, where a path or a sequence of nothing but paths is given."""
     if isinstance(corpus, str | os.PathLike):
-        return join([read_file(path) for path in find_files(os.fspath(corpus))])
-    if isinstance(corpus, pa.Array | pa.ChunkedArray):
-        return from_arrow(corpus, "corpus")
-    if isinstance(corpus, pa.Table):
-        return from_table(corpus, "corpus")
-    if is_dataset(corpus):
-        return from_table(table_of_dataset(corpus), "corpus")
-    if isinstance(corpus, tuple) and len(corpus) in {2, 3} and not is_text(corpus[0]):
-        return from_ids(*corpus)
-    if isinstance(corpus, bytes | Mapping) or hasattr(corpus, "columns"):
-        raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
-    if not isinstance(corpus, Iterable):
-        raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
-    return from_texts(list(corpus))
+        return find_files(os.fspath(corpus))
+    if isinstance(corpus, list | tuple) and corpus and all(map(is_path, corpus)):
+        return [path for name in corpus for path in find_files(os.fspath(name))]
+    return None
+
+
+def is_path(entry: object) -> bool:
+    """A path, or a string that is one rather than a sentence that ends in one."""
+    if not isinstance(entry, str):
+        return isinstance(entry, os.PathLike)
+    return entry.endswith(ENDINGS) and (" " not in entry or os.path.exists(entry))  # noqa: PTH110 - any string
+
+
+def text_of_files(files: list[Path], column: str | None, repairs: Repairs | None) -> Text:
+    """The sentences of all files, one after the other."""
+    sizes = [path.stat().st_size for path in files]
+
+    def parts() -> Iterator[Part]:
+        before = 0
+        for path, size in zip(files, sizes, strict=True):
+            for part in read_parts(Source(path, column, repairs)):
+                yield Part(part.sentences, before + part.done)
+            before += size
+
+    return Text(parts(), sum(sizes), tuple(files))
+
+
+def text_of_strings(texts: Iterator[Any], column: str | None, repairs: Repairs | None) -> Text:
+    """The sentences of an iterable; or those of files, where it gives nothing but paths."""
+    first = list(islice(texts, 1))
+    if first and is_path(first[0]):
+        entries = [*first, *texts]
+        if all(map(is_path, entries)):
+            files = [path for name in entries for path in find_files(os.fspath(name))]
+            return text_of_files(files, column, repairs)
+        return Text(string_parts(iter(entries)), None)
+    return Text(string_parts(chain(first, texts)), None)
+
+
+def string_parts(texts: Iterator[Any]) -> Iterator[Part]:
+    """Python strings, some thousands at a time; fewer where they are long."""
+    row, done = 0, 0
+    batch: list[Any] = []
+    length = 0
+    for text in texts:
+        batch.append(text)
+        length += len(text) if isinstance(text, str) else 0
+        if len(batch) == ROWS or length >= BLOCK:
+            found = from_strings(batch, first=row)
+            row, done = row + len(batch), done + int(found.starts[-1] - found.starts[0])
+            batch, length = [], 0
+            yield Part(found, done)
+    found = from_strings(batch, first=row)
+    yield Part(found, done + int(found.starts[-1] - found.starts[0]))
+
+
+def array_parts(array: pa.Array | pa.ChunkedArray, repairs: Repairs | None) -> Iterator[Part]:
+    """Slices of an Arrow array."""
+    step = max(1, len(array) * BLOCK // max(array.nbytes, 1))
+    yield Part(from_arrow(array[:0], "corpus"), 0)  # says so at once where it holds no strings
+    for first in range(0, len(array), step):
+        part = array[first : first + step]
+        found = from_arrow(part, "corpus", repairs, first)
+        yield Part(found, (first + len(part)) * array.nbytes // len(array))
+
+
+def batch_parts(
+    batches: Iterable[Any],
+    column: str | None,
+    repairs: Repairs | None,
+    schema: pa.Schema | None = None,
+) -> Iterator[Part]:
+    """The column of sentences of Arrow tables or batches of rows."""
+    first, done = 0, 0
+    if schema is not None:
+        column_of(schema, "corpus", column)
+    for batch in batches:
+        name = column_of(batch.schema, "corpus", column)
+        found = from_arrow(batch[name], "corpus", repairs, first)
+        first, done = first + len(found), done + int(found.starts[-1] - found.starts[0])
+        yield Part(found, done)
 
 
 def is_dataset(corpus: object) -> bool:
@@ -73,8 +169,14 @@ def is_dataset(corpus: object) -> bool:
     return hasattr(corpus, "with_format") and hasattr(corpus, "column_names")
 
 
+def batches_of_dataset(dataset: Any) -> Iterator[pa.Table]:
+    """All its columns, some rows at a time; streaming data sets as they come."""
+    batches: Iterator[pa.Table] = dataset.with_format("arrow").iter(batch_size=ROWS)
+    return batches
+
+
 def table_of_dataset(dataset: Any) -> pa.Table:
-    """All its columns."""
+    """All its columns, in memory."""
     if not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
         raise TypeError("corpus: pass one split, in memory, or an iterable of its sentences")
     table: pa.Table = dataset.with_format("arrow")[:]
@@ -84,95 +186,6 @@ def table_of_dataset(dataset: Any) -> pa.Table:
 def is_text(entry: object) -> bool:
     """A sentence or a path, not an array."""
     return isinstance(entry, str | bytes | os.PathLike) or not isinstance(entry, Iterable)
-
-
-def from_texts(texts: list[Any]) -> Sentences:
-    """Sentences, or paths where every entry is one."""
-    if texts and all(
-        isinstance(text, os.PathLike) or (isinstance(text, str) and names_files(text))
-        for text in texts
-    ):
-        return join([read_file(path) for text in texts for path in find_files(os.fspath(text))])
-    return from_strings(texts)
-
-
-def names_files(text: str) -> bool:
-    """Whether a string is a path rather than a sentence that ends in one."""
-    return text.endswith(ENDINGS) and (" " not in text or os.path.exists(text))  # noqa: PTH110 - any string
-
-
-def from_strings(texts: list[Any]) -> Sentences:
-    """Python strings, each checked."""
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"corpus: entry {row} is {type(text).__name__} ({text!r:.40}); expected str"
-            )
-    try:
-        return from_arrow(pa.array(texts, pa.large_string()), "corpus")
-    except UnicodeEncodeError as error:
-        row = next(row for row, text in enumerate(texts) if text == error.object)
-        raise ValueError(
-            f"corpus: entry {row} holds a lone surrogate at character {error.start}, which no "
-            "UTF-8 text can hold"
-        ) from None
-
-
-def from_arrow(array: pa.Array | pa.ChunkedArray, where: str) -> Sentences:
-    """Arrow strings, zero copy where they are one chunk of large_string."""
-    if not is_strings(array.type):
-        raise TypeError(f"{where}: expected an Arrow array of strings, got type {array.type}")
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    if array.null_count:
-        row = array.is_null().to_pylist().index(True)
-        raise ValueError(f"{where}: row {row} is null; expected a string")
-    if not valid(array):
-        row = next(row for row in range(len(array)) if not valid(array[row : row + 1]))
-        raise ValueError(f"{where}: row {row} is not valid UTF-8")
-    array = array.cast(pa.large_string())
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    _, ends, data = array.buffers()
-    if ends is None or not len(array):
-        return Sentences(np.empty(0, np.uint8), np.zeros(1, np.int64))
-    starts = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1]
-    return Sentences(np.frombuffer(data or b"", np.uint8), starts)
-
-
-def is_strings(kind: pa.DataType) -> bool:
-    """Strings in any of Arrow's layouts."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in tests)
-
-
-def valid(array: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether all strings are valid UTF-8."""
-    try:
-        array.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def from_table(table: pa.Table, where: str) -> Sentences:
-    """The column of sentences."""
-    strings = [field.name for field in table.schema if is_strings(field.type)]
-    return from_arrow(table[text_column(strings, table.column_names, where)], where)
-
-
-def text_column(strings: list[str], names: list[str], where: str) -> str:
-    """`text`, `sentence`, or the only column of strings."""
-    for name in TEXT_COLUMNS:
-        if name in strings:
-            return name
-    if len(strings) != 1:
-        raise ValueError(
-            f"{where}: expected a column of strings named text or sentence, or only one column of "
-            f"strings; found {len(strings)} among {', '.join(names)}"
-        )
-    return strings[0]
 
 
 def from_ids(ids: Any, offsets: Any, vocabulary: Any = None) -> TokenIds:
@@ -215,108 +228,3 @@ def check_vocabulary(words: list[Any]) -> None:
             raise TypeError(f"corpus: vocabulary[{i}] is {type(word).__name__}; expected str")
         if known.setdefault(word, i) != i:
             raise ValueError(f"corpus: vocabulary[{i}] repeats vocabulary[{known[word]}], {word!r}")
-
-
-def find_files(path: str) -> list[Path]:
-    """The file, or all that match the pattern, in order of their names."""
-    # os.path and glob take any string, however long; Path.glob refuses absolute patterns.
-    found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))  # noqa: PTH110, PTH207
-    if not found:
-        raise ValueError(
-            f"corpus: no file {path!r:.200}; expected {', '.join(ENDINGS)}; put a single "
-            "sentence in a list"
-        )
-    return [Path(name) for name in found]
-
-
-def read_file(path: Path) -> Sentences:
-    """One file by its ending; a .txt holds one sentence a line."""
-    readers = {".txt": read_lines, ".jsonl": read_jsonl, ".parquet": read_parquet}
-    if path.suffix not in readers:
-        raise ValueError(f"corpus: {path} ends in {path.suffix!r}; expected {', '.join(ENDINGS)}")
-    try:
-        return readers[path.suffix](path)
-    except OSError as error:
-        raise ValueError(f"corpus: {path} cannot be read: {error.strerror or error}") from error
-
-
-def read_lines(path: Path) -> Sentences:
-    """A UTF-8 text file, zero copy; line breaks stay at the ends of the sentences."""
-    content = path.read_bytes()
-    if not content.strip():
-        raise ValueError(f"corpus: {path} is empty; expected one sentence a line")
-    nul = content.find(b"\0")
-    if nul >= 0:
-        raise ValueError(
-            f"corpus: {path} is a binary file (a NUL at byte {nul}); expected UTF-8 text"
-        )
-    data = np.frombuffer(content, np.uint8)[3 if content.startswith(b"\xef\xbb\xbf") else 0 :]
-    whole = pa.LargeStringArray.from_buffers(
-        1, pa.py_buffer(np.array([0, len(data)], np.int64)), pa.py_buffer(data)
-    )
-    if not valid(whole):
-        raise ValueError(bad_line(path, content))
-    breaks = np.flatnonzero(data == ord("\n")) + 1
-    if len(breaks) and breaks[-1] == len(data):
-        breaks = breaks[:-1]
-    return Sentences(data, np.concatenate([[0], breaks, [len(data)]]))
-
-
-def bad_line(path: Path, content: bytes) -> str:
-    """The message for a file that is not UTF-8."""
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return (
-            f"corpus: {path}, line {line}: invalid UTF-8 (byte 0x{content[error.start]:02x} at "
-            f"offset {error.start}); expected UTF-8 text"
-        )
-    return f"corpus: {path}: invalid UTF-8"
-
-
-def read_jsonl(path: Path) -> Sentences:
-    """One JSON value a line: a string, or an object with the sentence in a field."""
-    column, texts = None, []
-    for number, line in enumerate(read_lines(path).texts(), start=1):
-        if not line.strip():
-            continue
-        where = f"corpus: {path}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)
-            raise ValueError(f"{where}: not JSON ({reason}); expected one value a line") from None
-        if isinstance(value, dict):
-            if column is None:
-                strings = [name for name, entry in value.items() if isinstance(entry, str)]
-                column = text_column(strings, list(value), where)
-            value = value.get(column)
-        if not isinstance(value, str):
-            raise ValueError(  # noqa: TRY004 - the file's content, not the caller's type
-                f"{where}: expected a string, or an object with a string in a field"
-            )
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{where}: a lone surrogate, which no UTF-8 text can hold") from None
-        texts.append(value)
-    return from_strings(texts)
-
-
-def read_parquet(path: Path) -> Sentences:
-    """The column of sentences of a Parquet file."""
-    where = f"corpus: {path}"
-    try:
-        return from_table(pq.read_table(path), where)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{where} is not a Parquet file: {error}") from error
-
-
-def join(parts: list[Sentences]) -> Sentences:
-    """The sentences of several files, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    data = [part.data[part.starts[0] : part.starts[-1]] for part in parts]
-    lengths = np.concatenate([np.diff(part.starts) for part in parts])
-    return Sentences(np.concatenate(data), np.concatenate([[0], np.cumsum(lengths)]))

@@ -1,63 +1,111 @@
 """information_gain: corpus in, table out."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
-from typing import Any
+from __future__ import annotations
+
+import tempfile
+import warnings
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from simcse_fast.information.corpus import Sentences, TokenIds, read_corpus
+from simcse_fast.errors import InputError
+from simcse_fast.files import written_whole
+from simcse_fast.information.cache import fingerprint_of, folder_for
+from simcse_fast.information.corpus import Text, open_corpus
+from simcse_fast.information.corrections import null_gain, shuffled_gain
+from simcse_fast.information.counting import Gains, How, count_pairs
+from simcse_fast.information.ids import FileSink, MemorySink, Numbered, load
+from simcse_fast.information.numbering import Plan, encoder, number_ids, number_text
+from simcse_fast.information.options import Options, check_options
+from simcse_fast.information.pairs import FileOfPairs, MatrixOfPairs, visiting
+from simcse_fast.information.progress import counting_bar, reading_bar
+from simcse_fast.information.sentences import Repairs, TokenIds
 from simcse_fast.information.table import InformationTable
-from simcse_fast.kernels.cooccurrence.numba_kernels import cooccurrence_kl
-from simcse_fast.kernels.text.numba_kernels import Numbered, number_words
 
-BATCH = 4096  # sentences to one call of a tokenizer
-Tick = Callable[[int], object]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 
 def information_gain(
     corpus: object,
     *,
     tokenizer: Any = "words",
-    context: str = "sentence",
+    context: str | int = "sentence",
     min_count: int = 10,
-    correction: None = None,
+    correction: str | None = None,
     threads: int | None = None,
     progress: bool = True,
-) -> InformationTable:
+    presence: bool = False,
+    probability: str = "unigram",
+    split_sentences: bool | str | None = None,
+    column: str | None = None,
+    memory_limit: int | str | None = None,
+    cache: bool | str | Path = "auto",
+    rounds: int = 10,
+    seed: int = 0,
+    return_counts: bool | str | Path = False,
+    engine: str = "local",
+) -> Any:
     """How far the words beside w are from words at large, for every word of a corpus.
 
     KL(w) = sum_v P(v|w) log(P(v|w) / P(v)), P(v|w) the share of v among the tokens that stand in
     one sentence with w, P(v) its share of all tokens; beside it the self-information -log P(w).
     Exact plug-in counts, no smoothing, natural logarithm. Rare words score high whatever they
-    mean: with few tokens beside a word the plug-in value is biased upwards.
+    mean: with few tokens beside a word the plug-in value is biased upwards, which `correction`
+    estimates.
 
     Args:
-        corpus: an iterable of str, an Arrow array of strings, a `datasets.Dataset` or a
-            `pyarrow.Table` with a column `text` or `sentence`; a path or glob, or a list of them
-            (.txt with a sentence a line, .parquet, .jsonl); or token ids as `(ids, offsets)` or
-            `(ids, offsets, vocabulary)`, sentence s being ids[offsets[s] : offsets[s + 1]].
-            Read into memory.
+        corpus: an iterable of str, an Arrow array of strings, a `datasets.Dataset` or
+            `IterableDataset`, a table or data frame; a path or glob, or a list of them (.txt with
+            a sentence a line, .jsonl, either also as .gz or .zst, .parquet); or token ids as
+            `(ids, offsets)` or `(ids, offsets, vocabulary)`, sentence s being
+            ids[offsets[s] : offsets[s + 1]]. Text is read part by part.
         tokenizer: "words" (runs of letters, numbers and combining marks of any script,
             lower-cased), or a tokenizer of `transformers` or `tokenizers`, used without special
             tokens and without truncation.
-        context: "sentence": the other tokens of the same sentence.
+        context: "sentence" or "document": the other tokens of the same text, which is taken for a
+            sentence or for a whole document; or a number of words to either side within it.
         min_count: rarer words get no row; they stay in the counts as context. At least 1.
-        correction: None, raw counts.
+        correction: None; "null" adds `null`, the expected value if the words beside w were drawn
+            at random, and `corrected`, the difference; "shuffle" takes for `null` the mean over
+            `rounds` corpora in which all tokens change places.
         threads: number of threads; by default one for each available core. The counts do not
             depend on it, the values to about 1e-13.
         progress: show a bar on a terminal when it takes more than two seconds (needs tqdm).
+        presence: a sentence is the set of its words: repeats are dropped before anything is
+            counted, tokens and counts included.
+        probability: "unigram", P(v) is v's share of all tokens; or "marginal", its share of all
+            that stands beside some word (the margin of the matrix of counts).
+        split_sentences: texts are running text to be split into sentences first: True for
+            English, or the code of another language (needs the package sentencex).
+        column: of a table, data set, .parquet or .jsonl, where it is not `text` or `sentence`.
+        memory_limit: bytes, or as in "2 GB", that the process may take: longer corpora are
+            counted in passes, with their ids on disk.
+        cache: "auto" keeps the ids of files of 256 MB and more, or of any under a memory limit, in
+            a folder beside the first file; True those of all files, False none; or the folder to
+            keep them in. They are used again while files and options are the same.
+        rounds: shuffled corpora. At least 1.
+        seed: of the shuffling.
+        return_counts: also return the matrix of co-occurrence counts among the table's words, as
+            `scipy.sparse.csr_array` (rows in the table's order; needs scipy); or a path: written
+            there as Parquet with columns word, other, count, each unordered pair once.
+        engine: "local"; or "spark", which takes a Spark DataFrame or paths that Spark reads
+            (needs pyspark).
 
     Returns:
-        Table of words, the most frequent first, words of equal count in code-point order.
+        Table of words, the most frequent first, words of equal count in code-point order. With
+        `return_counts` a pair of the table and the matrix, or the path.
 
     Raises:
-        ValueError: the corpus is empty, unreadable or not valid UTF-8, or an argument is out of
-            range or asks for what this release does not have.
-        TypeError: the corpus or the tokenizer is of a kind that is not listed above.
+        ValueError: the corpus is empty or unreadable, the disk is full, or an argument is out of
+            range. Invalid UTF-8 is replaced, with one warning.
+        TypeError: the corpus or an option is of a kind that is not listed above.
 
     Reference: Kurita et al. 2023, arXiv 2310.15921; Oyama et al. 2023, arXiv 2212.09663.
 
@@ -68,147 +116,176 @@ def information_gain(
         >>> round(table.lookup("red")["information_gain"], 3)  # beside wine, ink: log(7 / 4)
         0.56
     """
-    check_options(context, min_count, correction, threads)
-    workers = threads or available_cores()
-    read = read_corpus(corpus)
-    numbered = number(read, tokenizer, workers, progress)
-    if not len(numbered.ids):
-        raise ValueError(
-            f"corpus: no words in {len(numbered.offsets) - 1} sentences; expected at least one"
-        )
-    with bar(len(numbered.ids), "tokens", "counting", show=progress) as tick:
-        gains = cooccurrence_kl(
-            numbered.ids, numbered.offsets, numbered.counts, threads=workers, tick=tick
-        )
-    return build_table(numbered, gains, min_count)
-
-
-def check_options(context: object, min_count: object, correction: object, threads: object) -> None:
-    """What this release has, and whole numbers where they are due."""
-    if context != "sentence":
-        raise ValueError(f'context: expected "sentence", the only one so far; got {context!r}')
-    if correction is not None:
-        raise ValueError(f"correction: expected None, the only one so far; got {correction!r}")
-    for name, value in (("min_count", min_count), ("threads", threads)):
-        if value is None and name == "threads":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
-def available_cores() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def number(read: Sentences | TokenIds, tokenizer: Any, threads: int, progress: bool) -> Numbered:
-    """Tokenize what is text; number the words by frequency."""
-    if isinstance(read, TokenIds):
-        if tokenizer != "words":
-            raise ValueError("tokenizer: the corpus is token ids already; leave tokenizer out")
-        return rank(read)
-    encode = None if tokenizer == "words" else encoder(tokenizer)
-    with bar(int(read.starts[-1] - read.starts[0]), "B", "tokenizing", show=progress) as tick:
-        if encode is None:
-            return number_words(read.data, read.starts, threads=threads, tick=tick)
-        return rank(tokenize(read, *encode, tick))
-
-
-def encoder(
-    tokenizer: Any,
-) -> tuple[Callable[[list[str]], list[list[int]]], Callable[[int], str | None]]:
-    """Texts to ids and id to token, for tokenizers of `transformers` and `tokenizers`."""
-    if hasattr(tokenizer, "encode_batch") and hasattr(tokenizer, "to_str"):
-        # A copy: padding would be counted and truncation lose words, but both belong to the user.
-        own = type(tokenizer).from_str(tokenizer.to_str())
-        own.no_padding()
-        own.no_truncation()
-
-        def encode(texts: list[str]) -> list[list[int]]:
-            return [code.ids for code in own.encode_batch(texts, add_special_tokens=False)]
-
-        return encode, own.id_to_token
-    if callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens"):
-        quiet = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        return (
-            lambda texts: tokenizer(texts, padding=False, truncation=False, **quiet)["input_ids"],
-            tokenizer.convert_ids_to_tokens,
-        )
-    raise TypeError(
-        'tokenizer: expected "words" or a tokenizer of transformers or tokenizers; got '
-        f"{type(tokenizer).__name__}" + (f" {tokenizer!r}" if isinstance(tokenizer, str) else "")
+    options = check_options(
+        context,
+        threads,
+        memory_limit,
+        tokenizer=tokenizer,
+        presence=presence,
+        probability=probability,
+        min_count=min_count,
+        correction=correction,
+        rounds=rounds,
+        seed=seed,
+        split_sentences=split_sentences,
+        column=column,
+        cache=cache,
+        return_counts=return_counts,
+        engine=engine,
+        progress=progress,
     )
+    if options.engine == "spark":
+        return gain_on_spark(corpus, options)
+    with numbered_corpus(corpus, options) as (numbered, kept):
+        if not numbered.tokens:
+            raise ValueError(
+                f"corpus: no words in {numbered.sentences} sentences; expected at least one"
+            )
+        try:
+            return count(numbered, options, kept=kept)
+        except KeyboardInterrupt as stop:
+            if not kept:
+                raise
+            told = f"what was done is kept in {numbered.folder}; the same call goes on from there"
+            raise KeyboardInterrupt(told) from stop
 
 
-def tokenize(
-    read: Sentences,
-    encode: Callable[[list[str]], list[list[int]]],
-    token: Callable[[int], str | None],
-    tick: Tick,
-) -> TokenIds:
-    """Run a tokenizer over the sentences, batch by batch."""
-    ids, lengths = [np.empty(0, np.int64)], [np.zeros(1, np.int64)]
-    texts, done = read.texts(), 0
-    while batch := list(islice(texts, BATCH)):
-        codes = encode(batch)
-        ids.append(np.fromiter((i for code in codes for i in code), np.int64))
-        lengths.append(np.fromiter(map(len, codes), np.int64, len(codes)))
-        tick(int(read.starts[done + len(batch)] - read.starts[done]))
-        done += len(batch)
-    every = np.concatenate(ids)
-    words = [token(i) or f"[{i}]" for i in range(int(every.max(initial=-1)) + 1)]
-    return TokenIds(every, np.cumsum(np.concatenate(lengths)), words)
+def count(numbered: Numbered, options: Options, *, kept: bool) -> Any:
+    """The table of a numbered corpus, and its matrix where that is wanted."""
+    shown = int(np.count_nonzero(numbered.counts >= options.min_count))
+    with ExitStack() as stack:
+        pairs: MatrixOfPairs | FileOfPairs | None = None
+        if isinstance(options.return_counts, Path):
+            unfinished = stack.enter_context(written_whole(options.return_counts))
+            pairs = FileOfPairs(unfinished, numbered.vocabulary)
+        elif options.return_counts:
+            pairs = MatrixOfPairs(shown)
+        tick = stack.enter_context(counting_bar(numbered.tokens, show=options.progress))
+        marginal, limit = options.probability == "marginal", options.memory_limit
+        how = How(options.window, marginal, options.threads, limit, tick)
+        counting = replace(how, visit=visiting(pairs, shown)) if pairs else how
+        found = count_pairs(numbered, counting, resumable=kept and pairs is None)
+        matrix = pairs.finish(found.counted, shown) if pairs else None
+    null = expected_gain(numbered, found, how, options)
+    words = numbered.vocabulary.slice(0, shown)
+    table = build_table(words, numbered.counts[:shown], found.share[:shown], found.gain, null)
+    result = InformationTable(table, numbered.tokens, numbered.sentences, len(numbered.counts))
+    if pairs is None:
+        return result
+    return result, options.return_counts if matrix is None else matrix
 
 
-def rank(tokens: TokenIds) -> Numbered:
-    """Number ids by frequency; without a vocabulary the words are the ids themselves."""
-    counts = np.bincount(tokens.ids) if len(tokens.ids) else np.zeros(0, np.int64)
-    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-    rank = np.zeros(len(counts), np.uint32)
-    rank[order] = np.arange(len(order), dtype=np.uint32)
-    names = order.tolist()
-    words = names if tokens.vocabulary is None else [tokens.vocabulary[i] for i in names]
-    return Numbered(rank[tokens.ids], tokens.offsets, words, counts[order])
-
-
-def build_table(numbered: Numbered, gains: Any, min_count: int) -> InformationTable:
-    """Rows of the words that are frequent enough."""
-    tokens, shown = len(numbered.ids), int(np.count_nonzero(numbered.counts >= min_count))
-    counts = numbered.counts[:shown]
-    probability = counts / tokens
-    words = numbered.vocabulary[:shown]
-    columns = {
-        "word": pa.array(words, pa.string() if words and isinstance(words[0], str) else None),
-        "count": counts,
-        "probability": probability,
-        "self_information": 0.0 - np.log(probability),  # not -0.0 for the only word
-        "information_gain": gains[:shown],
-    }
-    table = pa.table(columns).sort_by([("count", "descending"), ("word", "ascending")])
-    return InformationTable(table, tokens, len(numbered.offsets) - 1, len(numbered.vocabulary))
+def expected_gain(
+    numbered: Numbered, found: Gains, how: How, options: Options
+) -> NDArray[np.float64] | None:
+    """The correction that was asked for."""
+    if options.correction == "null":
+        return null_gain(found.share, found.counted.terms.company)
+    if options.correction == "shuffle":
+        total = numbered.tokens * options.rounds
+        with counting_bar(total, "shuffling", show=options.progress) as tick:
+            return shuffled_gain(numbered, replace(how, tick=tick), options.rounds, options.seed)
+    return None
 
 
 @contextmanager
-def bar(total: int, unit: str, description: str, *, show: bool) -> Iterator[Tick]:
-    """A progress bar after two seconds, on a terminal, where tqdm is installed."""
-    try:
-        from tqdm import tqdm  # noqa: PLC0415 - optional
-    except ImportError:
-        show = False
-    if not show:
-        yield lambda _: None
+def numbered_corpus(corpus: object, options: Options) -> Iterator[tuple[Numbered, bool]]:
+    """The ids of a corpus, and whether they are kept on disk for another run."""
+    repairs = Repairs()
+    opened = open_corpus(corpus, options.column, repairs)
+    if isinstance(opened, TokenIds):
+        if options.tokenizer != "words" or options.split_sentences:
+            name = "split_sentences" if options.tokenizer == "words" else "tokenizer"
+            raise ValueError(f"{name}: the corpus is token ids already; leave {name} out")
+        yield number_ids(opened, presence=options.presence, threads=options.threads), False
         return
-    with tqdm(
-        total=total,
-        unit=unit,
-        desc=description,
-        unit_scale=True,
-        delay=2,
-        disable=None,
-        leave=False,
-    ) as shown:
-        yield shown.update
+    code = None if options.tokenizer == "words" else encoder(options.tokenizer)
+    plan = Plan(code, options.presence, options.split_sentences, options.threads)
+    folder = folder_for(opened, plan, options)
+    with ExitStack() as stack:
+        if folder is not None:
+            numbered = kept_ids(opened, plan, options, folder, corpus)
+        elif options.memory_limit is not None:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="simcse-fast-"))
+            numbered = ids_on_disk(opened, plan, options, Path(place) / "ids", {})
+        else:
+            numbered = ids_in_memory(opened, plan, options)
+        repairs.tell()
+        yield numbered, folder is not None and numbered.folder == folder
+
+
+def kept_ids(text: Text, plan: Plan, options: Options, folder: Path, corpus: object) -> Numbered:
+    """The ids of an earlier run, or new ones, which are kept where they can be."""
+    fingerprint = fingerprint_of(text, plan, options.column)
+    found = load(folder, fingerprint)
+    if found is not None:
+        return found
+    try:
+        return ids_on_disk(text, plan, options, folder, fingerprint)
+    except InputError as error:
+        if options.cache != "auto" or options.memory_limit is not None:
+            raise
+        warnings.warn(f"{error}; the ids are not kept", stacklevel=4)
+    again = open_corpus(corpus, options.column, Repairs())
+    return ids_in_memory(again, plan, options)  # type: ignore[arg-type] # it was text before
+
+
+def ids_in_memory(text: Text, plan: Plan, options: Options) -> Numbered:
+    """Split and number."""
+    with reading_bar(text.total, show=options.progress) as tick:
+        return number_text(text, plan, MemorySink(options.threads), tick)
+
+
+def ids_on_disk(
+    text: Text, plan: Plan, options: Options, folder: Path, fingerprint: dict[str, Any]
+) -> Numbered:
+    """Split and number; what is not finished does not stay."""
+    sink = FileSink(folder, fingerprint)
+    try:
+        with reading_bar(text.total, show=options.progress) as tick:
+            return number_text(text, plan, sink, tick)
+    except BaseException:
+        sink.discard()
+        raise
+
+
+def build_table(
+    words: pa.Array,  # (rows,)
+    counts: NDArray[np.int64],  # (rows,)
+    share: NDArray[np.float64],  # (rows,)
+    gain: NDArray[np.float64],  # (>= rows,)
+    null: NDArray[np.float64] | None,  # (>= rows,)
+) -> pa.Table:
+    """The columns of the words that are frequent enough."""
+    rows = len(words)
+    with np.errstate(divide="ignore"):  # a word without company has no share of the margin
+        rarity = 0.0 - np.log(share)  # not -0.0 for the only word
+    columns = {
+        "word": words.cast(pa.string()) if pa.types.is_large_string(words.type) else words,
+        "count": counts,
+        "probability": share,
+        "self_information": rarity,
+        "information_gain": gain[:rows],
+    }
+    if null is not None:
+        columns |= {"null": null[:rows], "corrected": gain[:rows] - null[:rows]}
+    return pa.table(columns)
+
+
+def gain_on_spark(corpus: object, options: Options) -> InformationTable:
+    """The table from a cluster's counts."""
+    from simcse_fast.information.spark import count_on_spark  # noqa: PLC0415 - optional
+
+    found = count_on_spark(
+        corpus,
+        column=options.column,
+        probability=options.probability,
+        presence=options.presence,
+    )
+    margin = found.company if options.probability == "marginal" else found.counts
+    share = margin / max(int(margin.sum()), 1)
+    null = null_gain(share, found.company) if options.correction else None
+    shown = int(np.count_nonzero(found.counts >= options.min_count))
+    words, counts = found.vocabulary.slice(0, shown), found.counts[:shown]
+    table = build_table(words, counts, share[:shown], found.gains, null)
+    return InformationTable(table, found.tokens, found.sentences, len(found.counts))

@@ -15,8 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from simcse_fast.errors import InputError
-from simcse_fast.information import corpus
-from simcse_fast.information.corpus import Sentences
+from simcse_fast.information import corpus, readers
+from simcse_fast.information.sentences import Sentences, from_arrow, is_strings
 
 ENDINGS = (".txt", ".tsv", ".parquet", ".jsonl")
 # For each argument the names under which its columns are looked for, the first match wins.
@@ -122,11 +122,11 @@ def read_path(name: str, argument: str) -> pa.Table | Sentences:
     path = Path(name)
     if path.suffix in ENDINGS or path.exists():
         if path.suffix == ".txt":
-            return texts_of(corpus.read_lines(path), argument)
-        readers = {".tsv": read_tsv, ".jsonl": read_jsonl, ".parquet": read_parquet}
-        if path.suffix not in readers:
+            return texts_of(readers.read_lines(path), argument)
+        read = {".tsv": read_tsv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+        if path.suffix not in read:
             raise InputError(f"{argument}: {path} must end in one of {', '.join(ENDINGS)}")
-        return readers[path.suffix](path, argument)
+        return read[path.suffix](path, argument)
     try:
         split = import_module("datasets").load_dataset(name, split="train")
     except ModuleNotFoundError:
@@ -141,7 +141,7 @@ def read_path(name: str, argument: str) -> pa.Table | Sentences:
 
 def read_tsv(path: Path, argument: str) -> pa.Table:
     """Tab-separated fields without quoting; a first line that holds known names is a header."""
-    lines = corpus.read_lines(path)
+    lines = readers.read_lines(path)
     first = next(line for line in lines.texts() if line.strip()).split("\t")
     named = any(set(names) <= set(first) for names in NAMES[argument])
     if not named and len(first) not in WIDTHS[argument]:
@@ -173,9 +173,9 @@ def fields_expected(argument: str, found: int) -> str:
 def read_jsonl(path: Path, argument: str) -> pa.Table | Sentences:
     """One JSON object a line with the columns in its fields, or one string a line."""
     if argument == "unsupervised":
-        return texts_of(corpus.read_jsonl(path), argument)
+        return texts_of(readers.read_jsonl(path), argument)
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(corpus.read_lines(path).texts(), start=1):
+    for number, line in enumerate(readers.read_lines(path).texts(), start=1):
         if not line.strip():
             continue
         try:
@@ -239,7 +239,7 @@ def choose(table: pa.Table, argument: str) -> list[str]:
         if set(names) <= set(table.column_names):
             return list(names)
     if argument == "unsupervised":
-        strings = [field.name for field in table.schema if corpus.is_strings(field.type)]
+        strings = [field.name for field in table.schema if is_strings(field.type)]
         if len(strings) == 1:
             return strings
     elif len(table.column_names) in WIDTHS[argument]:
@@ -252,7 +252,7 @@ def choose(table: pa.Table, argument: str) -> list[str]:
 def strings_of(column: pa.ChunkedArray, where: str) -> Sentences:
     """A column of an Arrow table."""
     try:
-        return texts_of(corpus.from_arrow(column, where), where)
+        return texts_of(from_arrow(column, where), where)
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from simcse_fast.information.corpus import Sentences
+    from simcse_fast.information.sentences import Sentences
     from simcse_fast.training.text_encoder import TextEncoder
 
 VERSION = 1  # of the files; one of another version is made anew

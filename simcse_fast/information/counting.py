@@ -1,0 +1,226 @@
+"""Pairs of a numbered corpus: at once where it fits in memory, else in passes over ranges of rows.
+
+A pass reads the ids from disk, keeps what stands beside the words of its range, and is saved when
+it is done: a run that was cut off goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import errno
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simcse_fast.errors import InputError
+from simcse_fast.files import written_whole
+from simcse_fast.information.ids import CHUNK, PASSES
+from simcse_fast.kernels.cooccurrence import engine
+from simcse_fast.kernels.cooccurrence.engine import Corpus, Counted, Index, Run, Terms
+from simcse_fast.kernels.cooccurrence.numba_rows import entropy_table
+from simcse_fast.kernels.cooccurrence.numba_windows import add_company
+from simcse_fast.memory import resident_memory, return_free_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from simcse_fast.information.ids import Numbered
+    from simcse_fast.kernels.numba_threads import Tick
+
+    Visit = Callable[[Index, Corpus], object]
+
+SPAN = 8  # bytes
+OF_CHUNK = 24  # bytes a token of a chunk that is being read takes, bags and sizes included
+
+
+@dataclass(frozen=True)
+class How:
+    """How pairs are counted."""
+
+    window: int  # positions to either side; 0: the whole sentence
+    marginal: bool  # P(v) is v's share of all company, not of all tokens
+    threads: int
+    memory_limit: int | None  # bytes
+    tick: Tick
+    visit: Visit | None = None  # gets the index of every range of rows
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What counting gives, per word."""
+
+    gain: NDArray[np.float64]  # KL(w), NaN without company
+    counted: Counted
+    share: NDArray[np.float64]  # P(w)
+
+
+def count_pairs(numbered: Numbered, how: How, *, resumable: bool = False) -> Gains:
+    """KL(w) of every word of a corpus, whose ids may be overwritten.
+
+    Args:
+        numbered: the corpus, in memory or on disk.
+        how: context, comparison and means.
+        resumable: passes are kept beside the ids, and those of an earlier run are taken.
+
+    Raises:
+        InputError: the limit is too low, or a pass cannot be saved.
+    """
+    corpus = Corpus(numbered.counts, numbered.longest, how.window)
+    run, table = Run(how.threads, how.tick), entropy_table()
+    share_of = company(numbered, how.window) if how.marginal else numbered.counts
+    log_p = engine.log_shares(share_of)
+    if in_memory(numbered, corpus, how):
+        sums, counted = count_at_once(numbered, corpus, run, how, (log_p, table))
+    else:
+        place = numbered.folder if resumable else None
+        sums, counted = count_in_passes(numbered, corpus, run, how, (log_p, table), place)
+    sums += engine.sum_triangle(corpus, counted, table)
+    share = share_of / max(int(share_of.sum()), 1)
+    return Gains(engine.divergence(sums, counted.terms), counted, share)
+
+
+def company(numbered: Numbered, window: int) -> NDArray[np.int64]:
+    """R_w of every word."""
+    beside = np.zeros(len(numbered.counts), np.int64)
+    for ids, offsets in numbered.chunks():
+        add_company(ids, offsets, window, beside)
+    return beside
+
+
+def fixed_bytes(corpus: Corpus, how: How) -> int:
+    """What counting holds whatever the length of the corpus."""
+    words, triangle = len(corpus.counts), corpus.dense * corpus.dense // 2
+    # Of each worker: terms, load, sums and counters; twice the spans of rows when they are copied.
+    return how.threads * (words * 80 + triangle * 8) + words * 120
+
+
+def in_memory(numbered: Numbered, corpus: Corpus, how: How) -> bool:
+    """Whether all bags and spans may be there at once."""
+    if how.memory_limit is None or numbered.folder is None:
+        return True
+    rare = int(numbered.counts[corpus.dense :].sum())
+    entries = np.dtype(corpus.entry).itemsize
+    needed = numbered.tokens * (4 + entries) + rare * SPAN + numbered.sentences * 12
+    return resident_memory() + fixed_bytes(corpus, how) + needed <= how.memory_limit
+
+
+def count_at_once(
+    numbered: Numbered, corpus: Corpus, run: Run, how: How, tables: tuple[Any, Any]
+) -> tuple[NDArray[np.float64], Counted]:
+    """Sums over the rows of all words; the index lies over the corpus itself."""
+    texts, parts = engine.count_chunk(run, corpus, whole(numbered), tables[0], overwrite=True)
+    counted = engine.empty_counts(corpus)
+    engine.add_counts(counted, parts)
+    index = engine.index_chunk(run, corpus, texts, parts, counted.load)
+    del parts
+    if how.visit:
+        how.visit(index, corpus)
+    return engine.sum_rows(run, corpus, index, tables[1]), counted
+
+
+def whole(numbered: Numbered) -> engine.Chunk:
+    """All chunks as one."""
+    if numbered.ids is not None and numbered.offsets is not None and numbered.source is None:
+        return numbered.ids, numbered.offsets
+    ids, offsets = np.empty(numbered.tokens, np.uint32), np.zeros(numbered.sentences + 1, np.int64)
+    token, sentence = 0, 0
+    for some, starts in numbered.chunks():
+        ids[token : token + len(some)] = some
+        offsets[sentence + 1 : sentence + len(starts)] = starts[1:] + token
+        token, sentence = token + len(some), sentence + len(starts) - 1
+    return ids, offsets
+
+
+def count_in_passes(
+    numbered: Numbered,
+    corpus: Corpus,
+    run: Run,
+    how: How,
+    tables: tuple[Any, Any],
+    place: Path | None,
+) -> tuple[NDArray[np.float64], Counted]:
+    """Sums over the rows of all words, a range of rows at a time."""
+    key = f"window={how.window} marginal={how.marginal} tokens={numbered.tokens}"
+    state = load_state(place, key) if place else None
+    if state is None:
+        counted = engine.empty_counts(corpus)
+        for chunk in numbered.chunks():
+            parts = engine.count_chunk(run, corpus, chunk, tables[0], overwrite=True)[1]
+            engine.add_counts(counted, parts)
+        state = State(counted, np.zeros(len(numbered.counts)), corpus.dense)
+        save_state(place, key, state)
+    else:
+        how.tick(numbered.tokens - int(state.counted.load[state.row - corpus.dense :, 0].sum()))
+    counted, sums, row = state.counted, state.sums, state.row
+    while row < len(numbered.counts):
+        return_free_pages()
+        last = end_of_pass(corpus, how, numbered.tokens, counted.load, row)
+        index = engine.copy_rows(run, corpus, numbered.chunks(), (row, last), counted.load)
+        if how.visit:
+            how.visit(index, corpus)
+        sums, row = sums + engine.sum_rows(run, corpus, index, tables[1]), last
+        del index
+        save_state(place, key, State(counted, sums, row))
+    return sums, counted
+
+
+def end_of_pass(corpus: Corpus, how: How, tokens: int, load: NDArray[np.int64], first: int) -> int:
+    """The end of the longest range of rows from `first` on that fits into memory."""
+    if how.memory_limit is None:
+        return len(corpus.counts)
+    chunk = min(CHUNK, tokens) * OF_CHUNK
+    room = how.memory_limit - resident_memory() - fixed_bytes(corpus, how) - chunk
+    rows = load[first - corpus.dense :]
+    occurrences, entries = np.cumsum(rows[:, 0]), np.cumsum(rows.sum(axis=1))
+    size = np.dtype(corpus.entry).itemsize
+    needed = occurrences * SPAN + np.minimum(entries, tokens) * size
+    taken = int(np.searchsorted(needed, room, "right"))
+    if not taken:
+        least = how.memory_limit - room + int(needed[0])
+        raise InputError(
+            f"memory_limit: {how.memory_limit:,} bytes are too few for this corpus of "
+            f"{len(corpus.counts):,} words; expected at least {least:,}"
+        )
+    return first + taken
+
+
+@dataclass(frozen=True)
+class State:
+    """Passes up to the row `row` are done."""
+
+    counted: Counted
+    sums: NDArray[np.float64]
+    row: int
+
+
+def save_state(place: Path | None, key: str, state: State) -> None:
+    """Beside the ids, whole or not at all."""
+    if place is None:
+        return
+    triangle, load, terms = state.counted
+    arrays = {"triangle": triangle, "load": load, "sums": state.sums, **terms._asdict()}
+    path = place / PASSES
+    try:
+        with written_whole(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, key=np.array(key), row=np.array(state.row), **arrays)
+    except OSError as error:
+        advice = "; the passes before it are kept" * (error.errno == errno.ENOSPC)
+        reason = error.strerror or str(error)
+        raise InputError(f"cache: {path} cannot be written: {reason}{advice}") from error
+
+
+def load_state(place: Path, key: str) -> State | None:
+    """What an earlier run finished; None where it is of another count, or torn."""
+    try:
+        with np.load(place / PASSES) as kept:
+            if str(kept["key"]) != key:
+                return None
+            terms = Terms(*(kept[name] for name in Terms._fields))
+            counted = Counted(kept["triangle"], kept["load"], terms)
+            return State(counted, kept["sums"], int(kept["row"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,230 @@
+"""Text to ids by frequency: workers split and number parts, one vocabulary at the end."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from simcse_fast.information.corpus import Text
+from simcse_fast.information.ids import MemorySink, Numbered, Sink
+from simcse_fast.information.sentences import Part, Sentences, TokenIds, from_strings
+from simcse_fast.kernels.cooccurrence.numba_sentences import drop_repeats
+from simcse_fast.kernels.numba_threads import run_workers
+from simcse_fast.kernels.text.numba_kernels import Words
+
+Ids = NDArray[np.uint32]
+
+
+class Encoder(NamedTuple):
+    """A tokenizer of `transformers` or `tokenizers`."""
+
+    encode: Callable[[list[str]], list[list[int]]]
+    token: Callable[[int], str | None]
+    identity: str | None  # equal for equal tokenizers; None: unknown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How text becomes ids."""
+
+    encoder: Encoder | None  # None: "words"
+    presence: bool  # a word counts once a sentence
+    language: str | None  # of running text that is first split into sentences
+    threads: int
+
+
+class Reader:
+    """One worker: what it has met so far."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.words = plan, Words()
+        self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.seen, self.sentences = np.zeros(0, np.int64), 1
+
+    def number(self, sentences: Sentences) -> tuple[Ids, NDArray[np.uint32]]:
+        """Ids in this worker's numbering, and the tokens of each sentence."""
+        if self.plan.language:
+            sentences = split_sentences(sentences, self.plan.language)
+        if self.plan.encoder:
+            ids, sizes = encode(sentences, self.plan.encoder)
+            known = int(ids.max()) + 1 if len(ids) else 0
+        else:
+            ids, sizes = self.words.number(sentences.data, sentences.starts)
+            known = self.words.known
+        if self.plan.presence:
+            self.seen = grown(self.seen, known)
+            ids = ids[: drop_repeats(ids, sizes, self.seen, self.sentences)].copy()
+            self.sentences += len(sizes)
+        if self.plan.presence or self.plan.encoder:
+            self.counts = grown(self.counts, known)
+            self.counts += np.bincount(ids, minlength=len(self.counts))
+        return ids, sizes
+
+    def vocabulary(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Words and counts in this worker's numbering."""
+        if self.plan.encoder:
+            token = self.plan.encoder.token
+            return [token(i) or f"[{i}]" for i in range(len(self.counts))], self.counts
+        words, known = self.words.lines(), self.words.known
+        return words, self.counts[:known] if self.plan.presence else self.words.counts()
+
+
+def grown(array: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """With zeros behind it, room to spare."""
+    if size <= len(array):
+        return array
+    return np.concatenate([array, np.zeros(2 * size - len(array), np.int64)])
+
+
+def split_sentences(texts: Sentences, language: str) -> Sentences:
+    """The sentences of running text, by the library sentencex."""
+    from sentencex import segment  # noqa: PLC0415 - optional
+
+    return from_strings([part for text in texts.texts() for part in segment(language, text)])
+
+
+def encode(sentences: Sentences, encoder: Encoder) -> tuple[Ids, NDArray[np.uint32]]:
+    """Ids by a tokenizer, which has its own threads."""
+    codes = encoder.encode(list(sentences.texts()))
+    sizes = np.fromiter(map(len, codes), np.uint32, len(codes))
+    ids = np.fromiter((i for code in codes for i in code), np.uint32, int(sizes.sum()))
+    return ids, sizes
+
+
+class InOrder:
+    """Lets workers write in the order of the text, so that results do not depend on luck."""
+
+    def __init__(self) -> None:
+        self.condition, self.written, self.failed = threading.Condition(), 0, False
+
+    def wait(self, number: int) -> bool:
+        """Wait for the turn of a part; False where another worker failed. Called with the lock."""
+        self.condition.wait_for(lambda: self.written == number or self.failed)
+        return not self.failed
+
+    def fail(self) -> None:
+        """Wake up who waits for a part that will not come."""
+        with self.condition:
+            self.failed = True
+            self.condition.notify_all()
+
+    def done(self) -> None:
+        """On to the next part. Called with the lock."""
+        self.written += 1
+        self.condition.notify_all()
+
+
+def number_text(text: Text, plan: Plan, sink: Sink, tick: Callable[[int, int], object]) -> Numbered:
+    """Read, split and number a text; `tick` gets bytes read and tokens found."""
+    readers = [Reader(plan) for _ in range(1 if plan.encoder else plan.threads)]
+    parts, reading, order = enumerate(text.parts), threading.Lock(), InOrder()
+    place = 0
+
+    def next_part() -> tuple[int, Part, int] | None:
+        nonlocal place
+        with reading:
+            found = next(parts, None)
+            if found is None:
+                return None
+            before, place = place, found[1].done
+            return *found, place - before
+
+    def work(worker: int) -> Iterator[int]:
+        try:
+            while (found := next_part()) is not None:
+                number, part, read = found
+                ids, sizes = readers[worker].number(part.sentences)
+                with order.condition:
+                    if not order.wait(number):
+                        return
+                    sink.append(worker, ids, sizes)
+                    tick(read, len(ids))
+                    order.done()
+                yield 0
+        except BaseException:
+            order.fail()
+            raise
+
+    run_workers(len(readers), work, lambda _: None)
+    return finish(readers, sink)
+
+
+def finish(readers: list[Reader], sink: Sink) -> Numbered:
+    """One vocabulary by frequency for workers that each numbered their own words."""
+    found = [reader.vocabulary() for reader in readers]
+    every = pa.chunked_array([pa.array(words, pa.large_string()) for words, _ in found])
+    coded = every.combine_chunks().dictionary_encode()
+    codes = coded.indices.to_numpy()
+    counts = np.bincount(
+        codes, np.concatenate([counts for _, counts in found]), len(coded.dictionary)
+    ).astype(np.int64)
+    vocabulary, counts, rank = by_frequency(coded.dictionary, counts)
+    ends = np.cumsum([len(words) for words, _ in found])[:-1]
+    return sink.finish([rank[part] for part in np.split(codes, ends)], vocabulary, counts)
+
+
+def by_frequency(
+    words: pa.Array, counts: NDArray[np.int64]
+) -> tuple[pa.Array, NDArray[np.int64], Ids]:
+    """Words that occur, the most frequent first, ties by the word; and the rank of each."""
+    table = pa.table({"count": counts, "word": words})
+    order = pc.sort_indices(table, [("count", "descending"), ("word", "ascending")]).to_numpy()
+    order = order[: np.count_nonzero(counts)]
+    rank = np.zeros(len(counts), np.uint32)
+    rank[order] = np.arange(len(order), dtype=np.uint32)
+    return words.take(pa.array(order)), counts[order], rank
+
+
+def number_ids(tokens: TokenIds, *, presence: bool, threads: int) -> Numbered:
+    """Token ids by frequency; without a vocabulary the words are the ids themselves."""
+    size = int(tokens.ids.max()) + 1 if len(tokens.ids) else 0
+    if size > 4 * len(tokens.ids) + (1 << 20):  # ids far apart: number those that occur
+        distinct, ids = np.unique(tokens.ids, return_inverse=True)
+        names = distinct
+    else:
+        names, ids = np.arange(size), tokens.ids
+    ids, sizes = ids.astype(np.uint32), np.diff(tokens.offsets).astype(np.uint32)
+    if presence:
+        ids = ids[: drop_repeats(ids, sizes, np.zeros(len(names), np.int64), 1)]
+    counts = np.bincount(ids, minlength=len(names)).astype(np.int64)
+    words = pa.array(names.astype(np.int64))
+    if tokens.vocabulary is not None:
+        words = pa.array(tokens.vocabulary, pa.large_string()).take(words)
+    vocabulary, counts, rank = by_frequency(words, counts)
+    sink = MemorySink(threads)
+    sink.append(0, ids, sizes)
+    return sink.finish([rank], vocabulary, counts)
+
+
+def encoder(tokenizer: Any) -> Encoder:
+    """The functions of a tokenizer of `transformers` or `tokenizers`."""
+    if hasattr(tokenizer, "encode_batch") and hasattr(tokenizer, "to_str"):
+        # A copy: padding would be counted and truncation lose words, but both belong to the user.
+        own = type(tokenizer).from_str(tokenizer.to_str())
+        own.no_padding()
+        own.no_truncation()
+        encode_all = getattr(own, "encode_batch_fast", own.encode_batch)  # without offsets
+
+        def ids(texts: list[str]) -> list[list[int]]:
+            return [code.ids for code in encode_all(texts, add_special_tokens=False)]
+
+        return Encoder(ids, own.id_to_token, own.to_str())
+    if callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens"):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            return encoder(backend)
+        quiet = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return Encoder(
+            lambda texts: tokenizer(texts, padding=False, truncation=False, **quiet)["input_ids"],
+            tokenizer.convert_ids_to_tokens,
+            None,
+        )
+    raise TypeError(
+        'tokenizer: expected "words" or a tokenizer of transformers or tokenizers; got '
+        f"{type(tokenizer).__name__}" + (f" {tokenizer!r}" if isinstance(tokenizer, str) else "")
+    )
