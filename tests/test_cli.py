@@ -86,7 +86,7 @@ def test_info_names_what_is_missing(monkeypatch, capsys):
 
 
 def test_information_prints_the_tables_top(corpus, capsys):
-    table = information_gain(LINES, min_count=1)
+    table = information_gain(LINES, min_count=1, correction="null")
     assert cli.main(["information", str(corpus), "--min-count", "1", "--json", "--top", "9"]) == 0
     told = json.loads(capsys.readouterr().out)  # and so no NaN, which JSON does not have
     assert (told["tokens"], told["sentences"], told["vocabulary_size"]) == (12, 4, 6)
@@ -99,7 +99,7 @@ def test_information_prints_the_tables_top(corpus, capsys):
 
 
 def test_information_writes_the_whole_table(corpus, tmp_path, capsys):
-    arguments = ["information", str(corpus), "--min-count", "2", "--top", "1", "--output"]
+    arguments = ["information", str(corpus), "--min-count", "2", "--correction", "none", "--out"]
     for name in ("table.parquet", "table.csv"):
         assert cli.main([*arguments, str(tmp_path / name)]) == 0
     expected = information_gain(LINES, min_count=2).arrow
@@ -112,6 +112,25 @@ def test_information_writes_the_whole_table(corpus, tmp_path, capsys):
     ]
 
 
+def test_information_shows_both_ends_and_every_band(corpus, tmp_path, capsys):
+    pairs, picture = tmp_path / "pairs.parquet", tmp_path / "words.png"
+    arguments = ["--min-count", "1", "--top", "2", "--counts", str(pairs), "--plot", str(picture)]
+    assert cli.main(["information", str(corpus), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = information_gain(LINES, min_count=1, correction="null")
+    assert lines[0] == repr(table).splitlines()[0]
+    top, low = lines.index("Highest information gain"), lines.index("Lowest information gain")
+    for first, rows in ((top, table.top(2)), (low, table.bottom(2))):
+        shown = [line.split()[0] for line in lines[first + 2 : first + 4]]
+        assert shown == rows.arrow["word"].to_pylist()
+    assert lines[-1].split()[:4] == ["1", "and", "up", str(len(table))]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    beside = sum(pq.read_table(pairs)["count"].to_pylist())
+    tokens = [len(line.split()) for line in LINES]
+    # Each unordered pair once; but "and" stands beside itself twice, seen from either.
+    assert beside == sum(n * (n - 1) for n in tokens) // 2 + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -119,7 +138,17 @@ def test_information_writes_the_whole_table(corpus, tmp_path, capsys):
         pytest.param(["gone.md"], "no file 'gone.md'", id="missing-of-another-kind"),
         pytest.param(["CORPUS", "table.csv"], "no file 'table.csv'", id="one-of-two-missing"),
         pytest.param(["CORPUS", "."], "expected .txt, .parquet, .jsonl", id="folder"),
-        pytest.param(["CORPUS", "--output", "t.xlsx"], "in .parquet or .csv", id="ending"),
+        pytest.param(["CORPUS", "--output", "t.xlsx"], "in .csv or .parquet", id="ending"),
+        pytest.param(["CORPUS", "--plot", "t.txt"], "in .pdf or .png or .svg", id="picture"),
+        pytest.param(["CORPUS", "--counts", "t.csv"], "name in .parquet", id="pairs"),
+        pytest.param(["CORPUS", "--counts", "no/t.parquet"], "--counts no/t", id="no-folder-pairs"),
+        pytest.param(["CORPUS", "--plot", "no/t.png"], "cannot be written", id="no-folder-plot"),
+        pytest.param(["CORPUS", "--context", "page"], "context: expected", id="context"),
+        pytest.param(["CORPUS", "--memory-limit", "big"], "memory_limit: expected", id="limit"),
+        pytest.param(["CORPUS", "--column", "text", "--split-sentences", "E"], "'E'", id="code"),
+        pytest.param(
+            ["CORPUS", "--by", "corrected", "--correction", "none"], "no such column", id="by"
+        ),
         pytest.param(["CORPUS", "--output", "no/t.csv"], "cannot be written", id="no-folder"),
         pytest.param(["CORPUS", "--tokenizer", "no.json"], "cannot be loaded", id="tokenizer"),
         pytest.param(["CORPUS", "--tokenizer", "no/such"], "cannot be loaded", id="model"),

@@ -206,7 +206,8 @@ def test_repr_names_sizes_and_rows(expected):
 def test_plot_draws_every_word(expected):
     axes = expected.plot()
     points = axes.collections[0].get_offsets()
-    np.testing.assert_array_equal(points[:, 0], expected.column("self_information"))
+    np.testing.assert_array_equal(points[:, 0], expected.column("count"))
+    np.testing.assert_array_equal(points[:, 1], expected.column("information_gain"))
     assert "wine" in {text.get_text() for text in axes.texts}
 
 

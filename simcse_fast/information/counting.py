@@ -144,6 +144,10 @@ def count_in_passes(
     place: Path | None,
 ) -> tuple[NDArray[np.float64], Counted]:
     """Sums over the rows of all words, a range of rows at a time."""
+    if how.memory_limit is not None:
+        room = room_for_rows(corpus, how, how.memory_limit, numbered.tokens)
+        if room < 0:
+            raise too_few(corpus, how.memory_limit, how.memory_limit - room)
     key = f"window={how.window} marginal={how.marginal} tokens={numbered.tokens}"
     state = load_state(place, key) if place else None
     if state is None:
@@ -168,23 +172,32 @@ def count_in_passes(
     return sums, counted
 
 
+def room_for_rows(corpus: Corpus, how: How, limit: int, tokens: int) -> int:
+    """Bytes that a pass may take beside what is there and what reading takes."""
+    chunk = min(CHUNK, tokens) * OF_CHUNK
+    return limit - resident_memory() - fixed_bytes(corpus, how) - chunk
+
+
+def too_few(corpus: Corpus, limit: int, least: int) -> InputError:
+    """What is said of a limit that is too low."""
+    return InputError(
+        f"memory_limit: {limit:,} bytes are too few for this corpus of {len(corpus.counts):,} "
+        f"words; expected at least {least:,}"
+    )
+
+
 def end_of_pass(corpus: Corpus, how: How, tokens: int, load: NDArray[np.int64], first: int) -> int:
     """The end of the longest range of rows from `first` on that fits into memory."""
     if how.memory_limit is None:
         return len(corpus.counts)
-    chunk = min(CHUNK, tokens) * OF_CHUNK
-    room = how.memory_limit - resident_memory() - fixed_bytes(corpus, how) - chunk
+    room = room_for_rows(corpus, how, how.memory_limit, tokens)
     rows = load[first - corpus.dense :]
     occurrences, entries = np.cumsum(rows[:, 0]), np.cumsum(rows.sum(axis=1))
     size = np.dtype(corpus.entry).itemsize
     needed = occurrences * SPAN + np.minimum(entries, tokens) * size
     taken = int(np.searchsorted(needed, room, "right"))
     if not taken:
-        least = how.memory_limit - room + int(needed[0])
-        raise InputError(
-            f"memory_limit: {how.memory_limit:,} bytes are too few for this corpus of "
-            f"{len(corpus.counts):,} words; expected at least {least:,}"
-        )
+        raise too_few(corpus, how.memory_limit, how.memory_limit - room + int(needed[0]))
     return first + taken
 
 

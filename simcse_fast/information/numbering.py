@@ -85,7 +85,8 @@ def split_sentences(texts: Sentences, language: str) -> Sentences:
     """The sentences of running text, by the library sentencex."""
     from sentencex import segment  # noqa: PLC0415 - optional
 
-    return from_strings([part for text in texts.texts() for part in segment(language, text)])
+    found = (part for text in texts.texts() for part in segment(language, text))
+    return from_strings([part for part in found if not part.isspace()])
 
 
 def encode(sentences: Sentences, encoder: Encoder) -> tuple[Ids, NDArray[np.uint32]]:

@@ -1,6 +1,7 @@
 """The table that information_gain returns."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,9 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-Column = Literal["word", "count", "probability", "self_information", "information_gain"]
+Column = Literal[
+    *("word", "count", "probability", "self_information", "information_gain"),
+    *("null", "corrected"),
+]
 SHOWN = 10  # rows of a printed table
-LABELLED = 12  # words named in a plot
+NUMBERS = {  # columns of nats, and their titles
+    "self_information": "self-information",
+    "information_gain": "information gain",
+    "null": "by chance",
+    "corrected": "corrected",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,7 +33,9 @@ class InformationTable:
     """One row per word, the most frequent first; all information in nats (natural logarithm).
 
     Columns: `word`; `count`; `probability` P(w) = count / tokens; `self_information` -log P(w);
-    `information_gain` KL(P(.|w) || P(.)), NaN for a word that never has company.
+    `information_gain` KL(P(.|w) || P(.)), NaN for a word that never has company. With a
+    correction also `null`, the information gain to be expected by chance, and `corrected`, the
+    difference.
 
     Attributes:
         arrow: the columns as a `pyarrow.Table`.
@@ -57,15 +68,26 @@ class InformationTable:
             f"InformationTable: {len(self):,} of {self.vocabulary_size:,} words, "
             f"{self.tokens:,} tokens in {self.sentences:,} sentences"
         )
-        rows = self.arrow.slice(0, SHOWN).to_pylist()
-        width = max([4, *(len(str(row["word"])) for row in rows)])
-        lines = [head, f"{'word':<{width}} {'count':>12} {'self-information':>17} {'gain':>9}"]
-        lines += [
-            f"{row['word']!s:<{width}} {row['count']:>12,} {row['self_information']:>17.3f} "
-            f"{row['information_gain']:>9.4f}"
-            for row in rows
-        ]
+        lines = [head, *self.lines(self.arrow.slice(0, SHOWN).to_pylist())]
         return "\n".join(lines + (["..."] if len(self) > SHOWN else []))
+
+    def lines(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Rows as text under a heading.
+
+        Args:
+            rows: of the table, as `arrow.to_pylist()` gives them.
+
+        Returns:
+            The heading and a line for each row.
+        """
+        width = max([4, *(len(str(row["word"])) for row in rows)])
+        names = [name for name in NUMBERS if name in self.arrow.column_names]
+        titles = "".join(f"{NUMBERS[name]:>18}" for name in names)
+        lines = [f"{'word':<{width}} {'count':>12}{titles}"]
+        for row in rows:
+            values = "".join(f"{row[name]:>18.4f}" for name in names)
+            lines.append(f"{row['word']!s:<{width}} {row['count']:>12,}{values}")
+        return lines
 
     def _row(self, word: object) -> int:
         column = self.arrow["word"]
@@ -165,25 +187,64 @@ class InformationTable:
         """
         pq.write_table(self.arrow, path)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Information gain against self-information, one dot a word; needs matplotlib.
+    def bottom(self, rows: int = SHOWN, *, by: Column = "information_gain") -> "InformationTable":
+        """The rows with the smallest values of a column; NaN comes last.
+
+        Args:
+            rows: how many.
+            by: the column.
+
+        Returns:
+            A table of at most `rows` rows, smallest first.
+
+        Raises:
+            KeyError: there is no such column.
+            ValueError: rows < 0, or the column is that of the words.
+
+        Example:
+            >>> from simcse_fast.information import information_gain
+            >>> table = information_gain(["a b", "a b", "a c", "c d"], min_count=1)
+            >>> table.bottom(1).column("word").item()  # beside c, which is rare, and b
+            'a'
+        """
+        if rows < 0 or by == "word":
+            raise ValueError(
+                f"bottom: expected rows >= 0 and a column of numbers, got {rows}, {by!r}."
+            )
+        order = np.argsort(self.column(by), kind="stable")
+        return self._with(self.arrow.take(order[:rows]))
+
+    def bands(self) -> list["InformationTable"]:
+        """The words by frequency: counts up to 9, up to 99, and so on, the most frequent first.
+
+        Returns:
+            A table for each power of ten that has words.
+
+        Example:
+            >>> from simcse_fast.information import information_gain
+            >>> table = information_gain(["to be or not to be"] * 5, min_count=1)
+            >>> [[*band.column("word")] for band in table.bands()]
+            [['be', 'to'], ['not', 'or']]
+        """
+        digits = np.char.str_len(self.column("count").astype(str))
+        cuts = np.flatnonzero(np.diff(digits)) + 1  # counts fall
+        edges = [0, *cuts.tolist(), len(self)]
+        return [self._with(self.arrow.slice(a, b - a)) for a, b in pairwise(edges) if b > a]
+
+    def plot(self, ax: "Axes | None" = None, *, corrected: bool = False) -> "Axes":
+        """Information gain against frequency, one dot a word; needs matplotlib.
 
         Args:
             ax: where to draw; a new figure by default.
+            corrected: the column `corrected` instead.
 
         Returns:
-            The axes, with the words of the largest information gain and count named.
-        """
-        if ax is None:
-            from matplotlib import pyplot as plt  # noqa: PLC0415 - slow, and not always installed
+            The axes, with what is to be expected by chance where the table knows it, and the words
+            of the largest values named.
 
-            ax = plt.subplots(figsize=(7, 5))[1]
-        ax.scatter(self.column("self_information"), self.column("information_gain"), s=4, alpha=0.4)
-        for row in (*self.head(LABELLED).arrow.to_pylist(), *self.top(LABELLED).arrow.to_pylist()):
-            if np.isfinite(row["information_gain"]):
-                place = (row["self_information"], row["information_gain"])
-                ax.annotate(str(row["word"]), place, fontsize=7)
-        ax.set_xlabel("self-information -log P(w) [nats]")
-        ax.set_ylabel("information gain KL(P(.|w) || P) [nats]")
-        ax.set_title(f"{len(self):,} words, {self.tokens:,} tokens")
-        return ax
+        Raises:
+            KeyError: there is no column `corrected`.
+        """
+        from simcse_fast.information.plots import plot_gain  # noqa: PLC0415 - slow, not always there
+
+        return plot_gain(self, ax, "corrected" if corrected else "information_gain")
