@@ -31,6 +31,21 @@ def add_company(ids: Array, starts: Array, width: int, company: Array) -> None:
 
 
 @jit
+def sum_beside(starts: Array, width: int) -> tuple[float, float]:
+    """Sum of the positions beside each token, and of their squares; width 0: the whole text."""
+    total, squares = 0.0, 0.0
+    for s in range(len(starts) - 1):
+        length = starts[s + 1] - starts[s]
+        for i in range(length):
+            beside = np.float64(length - 1)
+            if width > 0:
+                beside = np.float64(min(i, width) + min(length - 1 - i, width))
+            total += beside
+            squares += beside * beside
+    return total, squares
+
+
+@jit
 def count_windows(
     texts: Windows,
     share: tuple[int, int],

@@ -52,28 +52,44 @@ def table_of_excess() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return log_x, excess(np.exp(log_x))
 
 
+def clumping(
+    chance: NDArray[np.float64],  # (words,) share of all tokens
+    beside: tuple[float, float],  # sums over the tokens of the positions beside each, and squares
+    tokens: int,
+) -> NDArray[np.float64]:  # (words,)
+    """Variance over mean of a pair's count in a shuffled corpus; 1 for Poisson.
+
+    c_wv is a sum over the occurrences of v of K, the number of w in l positions beside it:
+    K ~ Binomial(l, p_w) has variance over mean 1 - p_w + p_w Var(l) / E(l).
+    """
+    mean = beside[0] / tokens
+    variance = beside[1] / tokens - mean**2
+    spread = variance / mean if mean else 1.0
+    return np.maximum(1 + chance * (spread - 1), 1e-3)
+
+
 def null_gain(
     share: NDArray[np.float64],  # (words,) P(v), sums to 1
     company: NDArray[np.int64],  # (words,) R_w
+    clumps: NDArray[np.float64] | float = 1.0,  # (words,) see `clumping`
 ) -> NDArray[np.float64]:  # (words,)
     """Expected KL of each word if its company were independent of it; NaN without company.
 
     KL0(R) = (1/R) sum_v h(R P(v)), h(x) = E[c log c] - x log x, c ~ Poisson(x): equal to
     (1/R) [sum_v E[c_v log c_v] - R sum_v P(v) log P(v)] - log R, without the differences of large
-    numbers. R enters smoothly: the sum is taken for 64 values and interpolated.
+    numbers. Counts that come in clumps of k tell as much as R / k single ones. R enters smoothly:
+    the sum is taken for 64 values and interpolated.
     """
-    if not company.any():
-        return np.full(len(company), np.nan)
-    values, times = np.unique(share[share > 0], return_counts=True)
-    some = company[company > 0]
-    grid = np.geomspace(some.min(), max(some.max(), some.min() + 1), GRID)
-    log_x, h = table_of_excess()
-    sums = np.empty(GRID)
-    for i, size in enumerate(grid):
-        sums[i] = times @ np.interp(np.log(values * size), log_x, h)
     known = company > 0
     null = np.full(len(company), np.nan)
-    null[known] = np.exp(np.interp(np.log(some), np.log(grid), np.log(sums / grid)))
+    if not known.any():
+        return null
+    values, times = np.unique(share[share > 0], return_counts=True)
+    effective = np.broadcast_to(company / clumps, company.shape)[known]
+    grid = np.geomspace(effective.min(), effective.max() * (1 + 1e-9), GRID)
+    log_x, h = table_of_excess()
+    sums = np.array([times @ np.interp(np.log(values * size), log_x, h) for size in grid])
+    null[known] = np.exp(np.interp(np.log(effective), np.log(grid), np.log(sums / grid)))
     return null
 
 

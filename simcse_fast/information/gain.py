@@ -16,7 +16,7 @@ from simcse_fast.errors import InputError
 from simcse_fast.files import written_whole
 from simcse_fast.information.cache import fingerprint_of, folder_for
 from simcse_fast.information.corpus import Text, open_corpus
-from simcse_fast.information.corrections import null_gain, shuffled_gain
+from simcse_fast.information.corrections import clumping, null_gain, shuffled_gain
 from simcse_fast.information.counting import Gains, How, count_pairs
 from simcse_fast.information.ids import FileSink, MemorySink, Numbered, load
 from simcse_fast.information.numbering import Plan, encoder, number_ids, number_text
@@ -25,6 +25,7 @@ from simcse_fast.information.pairs import FileOfPairs, MatrixOfPairs, visiting
 from simcse_fast.information.progress import counting_bar, reading_bar
 from simcse_fast.information.sentences import Repairs, TokenIds
 from simcse_fast.information.table import InformationTable
+from simcse_fast.kernels.cooccurrence.numba_windows import sum_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,12 +181,22 @@ def expected_gain(
 ) -> NDArray[np.float64] | None:
     """The correction that was asked for."""
     if options.correction == "null":
-        return null_gain(found.share, found.counted.terms.company)
+        clumps = clumps_of(numbered, options)
+        return null_gain(found.share, found.counted.terms.company, clumps)
     if options.correction == "shuffle":
         total = numbered.tokens * options.rounds
         with counting_bar(total, "shuffling", show=options.progress) as tick:
             return shuffled_gain(numbered, replace(how, tick=tick), options.rounds, options.seed)
     return None
+
+
+def clumps_of(numbered: Numbered, options: Options) -> NDArray[np.float64] | float:
+    """How the counts of a pair scatter where words are drawn at random."""
+    if options.presence:
+        return 1.0
+    sums = [sum_beside(offsets, options.window) for offsets in numbered.lengths()]
+    beside = sum(one for one, _ in sums), sum(two for _, two in sums)
+    return clumping(numbered.counts / numbered.tokens, beside, numbered.tokens)
 
 
 @contextmanager
