@@ -6,8 +6,10 @@ import ctypes
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 RESIDENT = Path("/proc/self/statm")
 MEMINFO = Path("/proc/meminfo")
@@ -33,6 +35,8 @@ def free_memory(device: torch.device) -> int:
         >>> free_memory(torch.device("cpu")) >= 0
         True
     """
+    import torch  # noqa: PLC0415 - counting on a cluster starts without it
+
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

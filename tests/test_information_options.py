@@ -11,7 +11,7 @@ from simcse_fast.information import corrections
 from simcse_fast.kernels.cooccurrence import reference
 from simcse_fast.kernels.text.reference import number_words, split_words
 
-TEXTS = [*SENTENCES, "the the red wine the", "ink ink ink"]
+TEXTS = [*SENTENCES, "the the red wine the", "ink ink ink", "Ünï ünï ÜNÏ wine", "ΑΣ ας"]
 
 
 def random_texts(sentences, words=60, seed=0):
@@ -47,6 +47,7 @@ def test_presence_counts_sets_of_words(texts):
     table = gain(texts, presence=True)
     assert_is_reference(table, sets)
     assert table.tokens == sum(len(text.split()) for text in sets)
+    assert_same(gain(texts, presence=True, threads=3), table)
     ids, offsets, vocabulary = number_words(texts)
     assert_same(gain((ids, offsets, vocabulary), presence=True), table)
 

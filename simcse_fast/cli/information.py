@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, bold, number, whole, write_json, write_lines
-from simcse_fast.errors import InputError
+from simcse_fast.errors import BackendUnavailableError, InputError
 from simcse_fast.files import written_whole
 
 if TYPE_CHECKING:
     import argparse
 
     from simcse_fast.information import InformationTable
+    from simcse_fast.information.table import Column
 
 PICTURES = {".png", ".svg", ".pdf"}
 TABLES = {".parquet", ".csv"}
@@ -161,11 +162,12 @@ def count(options: argparse.Namespace) -> InformationTable:
             return_counts=options.counts or False,
             engine=options.engine,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, BackendUnavailableError) as error:
         raise InputError(str(error).removeprefix("corpus: ")) from error
     except OSError as error:
         raise InputError(f"--counts {options.counts}: {error.strerror or error}") from error
-    return found[0] if options.counts else found
+    table: InformationTable = found[0] if options.counts else found
+    return table
 
 
 def context_of(text: str) -> str | int:
@@ -201,7 +203,7 @@ def bands(table: InformationTable) -> list[str]:
     """A line for each power of ten of the counts: medians, and the words that tell most."""
     numpy = import_module("numpy")
     corrected = "corrected" in table.arrow.column_names
-    by = "corrected" if corrected else "information_gain"
+    by: Column = "corrected" if corrected else "information_gain"
     heads = f"{'count':>13} {'words':>9} {'gain':>8}" + f" {'by chance':>10}" * corrected
     lines = [f"{heads}  highest {by.replace('_', ' ')}"]
     for band in table.bands():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from simcse_fast.errors import InputError
+from simcse_fast.errors import BackendUnavailableError, InputError
 from simcse_fast.files import written_whole
 from simcse_fast.information.cache import fingerprint_of, folder_for
 from simcse_fast.information.corpus import Text, open_corpus
@@ -107,6 +107,7 @@ def information_gain(
         ValueError: the corpus is empty or unreadable, the disk is full, or an argument is out of
             range. Invalid UTF-8 is replaced, with one warning.
         TypeError: the corpus or an option is of a kind that is not listed above.
+        BackendUnavailableError: engine="spark" without pyspark.
 
     Reference: Kurita et al. 2023, arXiv 2310.15921; Oyama et al. 2023, arXiv 2212.09663.
 
@@ -139,9 +140,7 @@ def information_gain(
         return gain_on_spark(corpus, options)
     with numbered_corpus(corpus, options) as (numbered, kept):
         if not numbered.tokens:
-            raise ValueError(
-                f"corpus: no words in {numbered.sentences} sentences; expected at least one"
-            )
+            raise no_words(numbered.sentences)
         try:
             return count(numbered, options, kept=kept)
         except KeyboardInterrupt as stop:
@@ -149,6 +148,11 @@ def information_gain(
                 raise
             told = f"what was done is kept in {numbered.folder}; the same call goes on from there"
             raise KeyboardInterrupt(told) from stop
+
+
+def no_words(sentences: int) -> ValueError:
+    """What is said of a corpus without words."""
+    return ValueError(f"corpus: no words in {sentences} sentences; expected at least one")
 
 
 def count(numbered: Numbered, options: Options, *, kept: bool) -> Any:
@@ -285,17 +289,28 @@ def build_table(
 
 def gain_on_spark(corpus: object, options: Options) -> InformationTable:
     """The table from a cluster's counts."""
-    from simcse_fast.information.spark import count_on_spark  # noqa: PLC0415 - optional
-
+    try:
+        from simcse_fast.information.spark import count_on_spark  # noqa: PLC0415 - optional
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            f'engine="spark": the package {error.name} is missing; run `pip install '
+            "'simcse-fast[spark]'`, or use engine=\"local\""
+        ) from error
     found = count_on_spark(
         corpus,
         column=options.column,
         probability=options.probability,
         presence=options.presence,
     )
+    if not found.tokens:
+        raise no_words(found.sentences)
     margin = found.company if options.probability == "marginal" else found.counts
     share = margin / max(int(margin.sum()), 1)
-    null = null_gain(share, found.company) if options.correction else None
+    null = None
+    if options.correction:
+        beside = float(found.company.sum()), found.squares
+        clumps = clumping(found.counts / found.tokens, beside, found.tokens)
+        null = null_gain(share, found.company, 1.0 if options.presence else clumps)
     shown = int(np.count_nonzero(found.counts >= options.min_count))
     words, counts = found.vocabulary.slice(0, shown), found.counts[:shown]
     table = build_table(words, counts, share[:shown], found.gains, null)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from simcse_fast.information.corpus import Text
 from simcse_fast.information.ids import MemorySink, Numbered, Sink
+from simcse_fast.information.lower_case import Numbering, grown
 from simcse_fast.information.sentences import Part, Sentences, TokenIds, from_strings
 from simcse_fast.kernels.cooccurrence.numba_sentences import drop_repeats
 from simcse_fast.kernels.numba_threads import run_workers
@@ -42,27 +43,33 @@ class Reader:
     """One worker: what it has met so far."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.words = plan, Words()
-        self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.seen, self.sentences = np.zeros(0, np.int64), 1
+        self.plan = plan
+        self.sets = Numbering(presence=True) if plan.presence and not plan.encoder else None
+        self.words = self.sets.words if self.sets else Words()
+        self.counts, self.seen = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.sentences = 1
 
     def number(self, sentences: Sentences) -> tuple[Ids, NDArray[np.uint32]]:
         """Ids in this worker's numbering, and the tokens of each sentence."""
         if self.plan.language:
             sentences = split_sentences(sentences, self.plan.language)
-        if self.plan.encoder:
-            ids, sizes = encode(sentences, self.plan.encoder)
-            known = int(ids.max()) + 1 if len(ids) else 0
-        else:
-            ids, sizes = self.words.number(sentences.data, sentences.starts)
-            known = self.words.known
+        if not self.sets and not self.plan.encoder:
+            return self.words.number(sentences.data, sentences.starts)
+        ids, sizes = self.sets(sentences) if self.sets else self._encode(sentences)
+        self.counts = grown(self.counts, int(ids.max()) + 1 if len(ids) else 0)
+        self.counts += np.bincount(ids, minlength=len(self.counts))
+        return ids.copy(), sizes
+
+    def _encode(self, sentences: Sentences) -> tuple[Ids, NDArray[np.uint32]]:
+        """By the tokenizer, which has threads of its own."""
+        code = self.plan.encoder
+        codes = code.encode(list(sentences.texts())) if code else []
+        sizes = np.fromiter(map(len, codes), np.uint32, len(codes))
+        ids = np.fromiter((i for one in codes for i in one), np.uint32, int(sizes.sum()))
         if self.plan.presence:
-            self.seen = grown(self.seen, known)
-            ids = ids[: drop_repeats(ids, sizes, self.seen, self.sentences)].copy()
+            self.seen = grown(self.seen, int(ids.max()) + 1 if len(ids) else 0)
+            ids = ids[: drop_repeats(ids, sizes, self.seen, self.sentences)]
             self.sentences += len(sizes)
-        if self.plan.presence or self.plan.encoder:
-            self.counts = grown(self.counts, known)
-            self.counts += np.bincount(ids, minlength=len(self.counts))
         return ids, sizes
 
     def vocabulary(self) -> tuple[list[str], NDArray[np.int64]]:
@@ -70,15 +77,8 @@ class Reader:
         if self.plan.encoder:
             token = self.plan.encoder.token
             return [token(i) or f"[{i}]" for i in range(len(self.counts))], self.counts
-        words, known = self.words.lines(), self.words.known
-        return words, self.counts[:known] if self.plan.presence else self.words.counts()
-
-
-def grown(array: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """With zeros behind it, room to spare."""
-    if size <= len(array):
-        return array
-    return np.concatenate([array, np.zeros(2 * size - len(array), np.int64)])
+        words, counts = self.words.lines(), self.words.counts()
+        return words, grown(self.counts, len(words))[: len(words)] if self.sets else counts
 
 
 def split_sentences(texts: Sentences, language: str) -> Sentences:
@@ -87,14 +87,6 @@ def split_sentences(texts: Sentences, language: str) -> Sentences:
 
     found = (part for text in texts.texts() for part in segment(language, text))
     return from_strings([part for part in found if not part.isspace()])
-
-
-def encode(sentences: Sentences, encoder: Encoder) -> tuple[Ids, NDArray[np.uint32]]:
-    """Ids by a tokenizer, which has its own threads."""
-    codes = encoder.encode(list(sentences.texts()))
-    sizes = np.fromiter(map(len, codes), np.uint32, len(codes))
-    ids = np.fromiter((i for code in codes for i in code), np.uint32, int(sizes.sum()))
-    return ids, sizes
 
 
 class InOrder:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Column = Literal[
-    *("word", "count", "probability", "self_information", "information_gain"),
-    *("null", "corrected"),
+    "word", "count", "probability", "self_information", "information_gain", "null", "corrected"
 ]
 SHOWN = 10  # rows of a printed table
 NUMBERS = {  # columns of nats, and their titles
