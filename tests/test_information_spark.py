@@ -21,6 +21,7 @@ from pyspark.sql import SparkSession
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.information import information_gain, spark_tasks
 from simcse_fast.information import spark as on_spark
+from simcse_fast.information.lower_case import in_lower_case
 from simcse_fast.information.numbering import by_frequency
 from simcse_fast.information.sentences import from_arrow
 from simcse_fast.information.spark import count_on_spark
@@ -123,7 +124,7 @@ def number(text, *, presence):
     words = Words()
     sentences = from_arrow(text, "text")
     ids, sizes = words.number(sentences.data, sentences.starts)
-    lower = pa.array(words.lines(), pa.large_string()).dictionary_encode()
+    lower = in_lower_case(words).dictionary_encode()
     ids = lower.indices.to_numpy()[ids].astype(np.uint32)
     if presence:
         ids = ids[: drop_repeats(ids, sizes, np.zeros(len(lower), np.int64), 1)]

@@ -2,7 +2,7 @@
 
 One pass splits, lower-cases and hashes; the words of a block are then looked up together, so that
 the hash table's cache lines arrive in time. Two spellings that differ in ASCII case alone are one
-entry; other scripts are lower-cased by Python, on the distinct words only (`Words.lines`).
+entry; other scripts are left to whoever reads the distinct words.
 Equal to kernels.text.reference on any valid UTF-8.
 """
 
@@ -203,20 +203,6 @@ def move_words(source: Table, known: int, target: Table) -> None:
     target.letters[:size] = source.letters[:size]
 
 
-@jit
-def join_words(letters: Array, ends: Array) -> Array:
-    """The words, one a line."""
-    out = np.empty(ends[-1] + len(ends) - 1, np.uint8)
-    place = 0
-    for word in range(len(ends) - 1):
-        for i in range(ends[word], ends[word + 1]):
-            out[place] = letters[i]
-            place += 1
-        out[place] = 10
-        place += 1
-    return out
-
-
 def empty_table(words: int, letters: int) -> Table:
     """Room for `words` words, a power of two, of so many bytes in all."""
     return Table(
@@ -260,12 +246,6 @@ class Words:
         letters = len(full.letters)
         self.table = empty_table(words, letters if used + length <= letters else 2 * used + length)
         move_words(full, self.known, self.table)
-
-    def lines(self) -> list[str]:
-        """The words in lower case; those of other scripts can be equal only now."""
-        joined = join_words(self.table.letters, self.table.ends[: self.known + 1])
-        # A line break ends a word for `lower` too, so each is lower-cased by itself.
-        return joined.tobytes().decode().lower().split("\n")[:-1]
 
     def counts(self) -> NDArray[np.int64]:  # (words,)
         """How often each word occurred."""

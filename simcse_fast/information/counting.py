@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from simcse_fast.errors import InputError
 from simcse_fast.files import written_whole
@@ -69,6 +70,8 @@ def count_pairs(numbered: Numbered, how: How, *, resumable: bool = False) -> Gai
     Raises:
         InputError: the limit is too low, or a pass cannot be saved.
     """
+    pa.default_memory_pool().release_unused()  # of reading and numbering
+    return_free_pages()
     corpus = Corpus(numbered.counts, numbered.longest, how.window)
     run, table = Run(how.threads, how.tick), entropy_table()
     share_of = company(numbered, how.window) if how.marginal else numbered.counts

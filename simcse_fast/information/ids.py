@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simcse_fast.kernels.cooccurrence.engine import Chunk
 
 CHUNK = 1 << 22  # tokens that are read from disk at a time
+BLOCK = 1 << 23  # tokens of a block in memory: 32 MB, beyond what glibc keeps in its heap
 SMALL = 1 << 16  # words whose ids fit 16 bits
 META, IDS, SIZES, WORDS, PASSES = "meta.json", "ids.bin", "sizes.bin", "words.parquet", "passes.npz"
 BYTES_OF_ID = 4
@@ -116,35 +117,46 @@ class Sink(Protocol):
 
 @dataclass
 class MemorySink:
-    """Keeps the ids in memory."""
+    """Keeps the ids in memory, in blocks so large that the system gets them back one by one."""
 
     threads: int
-    parts: list[Any] = field(default_factory=list)
+    blocks: list[Any] = field(default_factory=list)
+    segments: list[list[tuple[int, int, int]]] = field(default_factory=list)
     sizes: list[NDArray[np.uint32]] = field(default_factory=list)
+    tokens: int = 0
 
     def append(self, worker: int, ids: NDArray[np.uint32], sizes: NDArray[np.uint32]) -> None:
         """See Sink."""
-        self.parts.append((worker, ids))
         self.sizes.append(sizes)
+        while len(ids):
+            place = self.tokens % BLOCK
+            if not place:
+                self.blocks.append(np.empty(BLOCK, np.uint32))
+                self.segments.append([])
+            some, ids = ids[: BLOCK - place], ids[BLOCK - place :]
+            self.blocks[-1][place : place + len(some)] = some
+            self.segments[-1].append((worker, place, place + len(some)))
+            self.tokens += len(some)
 
     def finish(
         self, maps: Sequence[NDArray[np.uint32]], vocabulary: pa.Array, counts: NDArray[np.int64]
     ) -> Numbered:
-        """See Sink; each part's memory is free once its ids are written."""
-        ends = np.cumsum([0, *(len(ids) for _, ids in self.parts)])
-        every = np.empty(int(ends[-1]), np.uint32)
+        """See Sink; each block's memory is free once its ids are written."""
+        every = np.empty(self.tokens, np.uint32)
 
         def work(worker: int) -> Iterator[int]:
-            for part in range(worker, len(self.parts), self.threads):
-                (reader, ids), self.parts[part] = self.parts[part], None
-                np.take(maps[reader], ids, out=every[ends[part] : ends[part + 1]], mode="clip")
+            for number in range(worker, len(self.blocks), self.threads):
+                block, self.blocks[number] = self.blocks[number], None
+                target = every[number * BLOCK : (number + 1) * BLOCK]
+                for reader, low, high in self.segments[number]:
+                    np.take(maps[reader], block[low:high], out=target[low:high], mode="clip")
                 yield 0
 
         run_workers(self.threads, work, lambda _: None)
         sizes = np.concatenate([np.empty(0, np.uint32), *self.sizes])
+        self.sizes = []
         offsets = np.zeros(len(sizes) + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
-        self.sizes = []
         longest = int(sizes.max(initial=0))
         return Numbered(vocabulary, counts, len(every), len(sizes), longest, offsets, every)
 

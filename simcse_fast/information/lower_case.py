@@ -22,6 +22,29 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+def spelled(words: Words, first: int = 0) -> pa.LargeStringArray:
+    """A table's entries from `first` on, zero copy: lower-cased where they are ASCII."""
+    table, last = words.table, words.known
+    ends = pa.py_buffer(table.ends[first : last + 1])
+    return pa.LargeStringArray.from_buffers(last - first, ends, pa.py_buffer(table.letters))
+
+
+def lower_cased(words: pa.LargeStringArray) -> tuple[Array, pa.LargeStringArray]:
+    """Rows of the words that are not ASCII, and how Python lower-cases those."""
+    rows = np.flatnonzero(~pc.string_is_ascii(words).to_numpy(zero_copy_only=False))
+    lower = [word.lower() for word in words.take(rows).to_pylist()]
+    return rows, pa.array(lower, pa.large_string())
+
+
+def in_lower_case(words: Words) -> pa.LargeStringArray:
+    """All entries of a table in lower case; what other scripts spell in two ways comes twice."""
+    every = spelled(words)
+    rows, lower = lower_cased(every)
+    mask = np.zeros(len(every), bool)
+    mask[rows] = True
+    return pc.replace_with_mask(every, mask, lower)
+
+
 class Numbering:
     """Numbers words in lower case, those of a vocabulary by their place in it."""
 
@@ -44,18 +67,10 @@ class Numbering:
             self.sentences += len(sizes)
         return ids, sizes
 
-    def spelled(self, first: int = 0) -> pa.LargeStringArray:
-        """The table's entries from `first` on, zero copy."""
-        table, last = self.words.table, self.words.known
-        ends = pa.py_buffer(table.ends[first : last + 1])
-        return pa.LargeStringArray.from_buffers(last - first, ends, pa.py_buffer(table.letters))
-
     def _enter_lower_case(self) -> None:
         """Python lower-cases what is not ASCII; what comes of it is numbered like any text."""
         first, known = len(self.lower), self.words.known
-        new = self.spelled(first)
-        other = np.flatnonzero(~pc.string_is_ascii(new).to_numpy(zero_copy_only=False))
-        lower = pa.array([word.lower() for word in new.take(other).to_pylist()], pa.large_string())
+        other, lower = lower_cased(spelled(self.words, first))
         text = from_arrow(lower, "words")
         found = self.words.number(text.data, text.starts)[0]
         added = np.arange(first, self.words.known, dtype=np.uint32)

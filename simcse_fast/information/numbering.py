@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from simcse_fast.information.corpus import Text
 from simcse_fast.information.ids import MemorySink, Numbered, Sink
-from simcse_fast.information.lower_case import Numbering, grown
+from simcse_fast.information.lower_case import Numbering, grown, in_lower_case
 from simcse_fast.information.sentences import Part, Sentences, TokenIds, from_strings
 from simcse_fast.kernels.cooccurrence.numba_sentences import drop_repeats
 from simcse_fast.kernels.numba_threads import run_workers
 from simcse_fast.kernels.text.numba_kernels import Words
 
 Ids = NDArray[np.uint32]
+
+TIDY = 8  # parts, after which Arrow gives back what it keeps of those before
 
 
 class Encoder(NamedTuple):
@@ -72,12 +74,13 @@ class Reader:
             self.sentences += len(sizes)
         return ids, sizes
 
-    def vocabulary(self) -> tuple[list[str], NDArray[np.int64]]:
+    def vocabulary(self) -> tuple[pa.Array, NDArray[np.int64]]:
         """Words and counts in this worker's numbering."""
         if self.plan.encoder:
             token = self.plan.encoder.token
-            return [token(i) or f"[{i}]" for i in range(len(self.counts))], self.counts
-        words, counts = self.words.lines(), self.words.counts()
+            words = [token(i) or f"[{i}]" for i in range(len(self.counts))]
+            return pa.array(words, pa.large_string()), self.counts
+        words, counts = in_lower_case(self.words), self.words.counts()
         return words, grown(self.counts, len(words))[: len(words)] if self.sets else counts
 
 
@@ -137,6 +140,8 @@ def number_text(text: Text, plan: Plan, sink: Sink, tick: Callable[[int, int], o
                         return
                     sink.append(worker, ids, sizes)
                     tick(read, len(ids))
+                    if number % TIDY == TIDY - 1:
+                        pa.default_memory_pool().release_unused()
                     order.done()
                 yield 0
         except BaseException:
@@ -150,15 +155,17 @@ def number_text(text: Text, plan: Plan, sink: Sink, tick: Callable[[int, int], o
 def finish(readers: list[Reader], sink: Sink) -> Numbered:
     """One vocabulary by frequency for workers that each numbered their own words."""
     found = [reader.vocabulary() for reader in readers]
-    every = pa.chunked_array([pa.array(words, pa.large_string()) for words, _ in found])
-    coded = every.combine_chunks().dictionary_encode()
-    codes = coded.indices.to_numpy()
-    counts = np.bincount(
-        codes, np.concatenate([counts for _, counts in found]), len(coded.dictionary)
-    ).astype(np.int64)
-    vocabulary, counts, rank = by_frequency(coded.dictionary, counts)
     ends = np.cumsum([len(words) for words, _ in found])[:-1]
-    return sink.finish([rank[part] for part in np.split(codes, ends)], vocabulary, counts)
+    coded = pa.concat_arrays([words for words, _ in found]).dictionary_encode()
+    times = np.concatenate([counts for _, counts in found])
+    readers.clear()  # their tables are as large as the vocabulary
+    del found
+    codes, words = coded.indices.to_numpy(), coded.dictionary
+    counts = np.bincount(codes, times, len(words)).astype(np.int64)
+    vocabulary, counts, rank = by_frequency(words, counts)
+    maps = [rank[part] for part in np.split(codes, ends)]
+    del coded, codes, words
+    return sink.finish(maps, vocabulary, counts)
 
 
 def by_frequency(

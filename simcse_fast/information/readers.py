@@ -31,6 +31,7 @@ ENDINGS = (".txt", ".parquet", ".jsonl", *PACKED)
 TEXT_COLUMNS = ("text", "sentence")
 BLOCK = 4 << 20  # bytes of text to one part
 ROWS = 1 << 15  # of a Parquet file to one part
+PAGES = 1 << 20  # bytes of a Parquet file that are read at a time
 BOM = b"\xef\xbb\xbf"
 
 
@@ -221,7 +222,8 @@ def parquet_parts(source: Source) -> Iterator[Part]:
     """The column of sentences of a Parquet file."""
     with unchanged(source.path) as opened:
         try:
-            file = pq.ParquetFile(opened)
+            # By itself it would read row groups whole, before their pages are asked for.
+            file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=PAGES)
             column = column_of(file.schema_arrow, source.where, source.column)
             size, rows, first = os.fstat(opened.fileno()).st_size, file.metadata.num_rows, 0
             for batch in file.iter_batches(batch_size=ROWS, columns=[column]):

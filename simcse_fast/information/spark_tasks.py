@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from simcse_fast.information.lower_case import Numbering, grown
+from simcse_fast.information.lower_case import Numbering, grown, spelled
 from simcse_fast.information.sentences import Repairs, Sentences, from_arrow, join
 from simcse_fast.kernels.cooccurrence import engine, numba_rows
 from simcse_fast.kernels.cooccurrence.numba_sentences import (
@@ -93,7 +93,7 @@ def count(batches: Batches, *, presence: bool) -> Batches:
         sentences, nulls = sentences + len(sizes), nulls + missing
         longest = max(longest, int(sizes.max(initial=0)))
     used = np.flatnonzero(counts)
-    words = numbering.spelled().take(used).cast(pa.string())
+    words = spelled(numbering.words).take(used).cast(pa.string())
     yield pa.record_batch(
         [pa.array([None], pa.string()), [sentences], [0], [longest], [nulls], [squares]],
         names=names(WORDS),
