@@ -107,8 +107,9 @@ def count_on_spark(
             range.
 
     Example:
-        >>> corpus = spark.createDataFrame([("salt and pepper",), ("salt",)], "text string")
-        >>> count_on_spark(corpus).counts
+        >>> rows = [("salt and pepper",), ("salt",)]
+        >>> corpus = spark.createDataFrame(rows, "text string")  # doctest: +SKIP
+        >>> count_on_spark(corpus).counts  # doctest: +SKIP
         array([2, 1, 1])
     """
     if probability not in PROBABILITIES:
