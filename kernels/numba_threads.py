@@ -66,8 +66,9 @@ def run_workers(workers: int, work: Callable[[int], Iterator[int]], tick: Tick) 
         drive(0)
         return
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(drive, worker) for worker in range(workers)]
+        futures = []
         try:
+            futures += [pool.submit(drive, worker) for worker in range(workers)]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()

@@ -131,10 +131,10 @@ def test_counts_are_bit_equal_to_scipy_for_every_thread_count():
     corpus = engine.Corpus(counts, 30)
     for threads in (1, 2, 3, 8):
         run = engine.Run(threads, lambda _: None)
-        sums, terms = engine.pair_sums(corpus, (ids, offsets), run, log_p=log_p, table=table)
+        sums, counted = engine.pair_sums(corpus, (ids, offsets), run, log_p=log_p, table=table)
         np.testing.assert_array_equal(sums, table[pairs].sum(axis=1))
-        np.testing.assert_array_equal(terms.company, pairs.sum(axis=1))
-        np.testing.assert_array_equal(terms.own, pairs.diagonal())
+        np.testing.assert_array_equal(counted.terms.company, pairs.sum(axis=1))
+        np.testing.assert_array_equal(counted.terms.own, pairs.diagonal())
 
 
 def test_runs_are_bitwise_equal():

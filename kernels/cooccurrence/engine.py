@@ -34,9 +34,10 @@ from simcse_fast.kernels.cooccurrence.numba_sentences import (
 from simcse_fast.kernels.cooccurrence.numba_windows import Windows, count_windows, fill_windows
 from simcse_fast.kernels.numba_threads import Tick, run_workers
 
-DENSE = 1024  # 2 MB of 32-bit counts: one core's L2
+DENSE = 1024  # 2 MB of 32-bit counts, which stay in a core's L2 or near it
 PIECE = 1 << 17  # tokens a worker takes through all steps while they are in cache
 CUTS = 64  # slices of rows, between which progress is told
+FREQUENT = 4096  # words whose sums have so many terms that they are added up in two stages
 BITS_32 = 1 << 32
 
 Array = NDArray[Any]
@@ -183,7 +184,7 @@ def count_chunk(
 
     def work(worker: int) -> Iterator[int]:
         triangle, load, terms = counted[worker]
-        done = 0
+        done, frequent = 0, np.zeros(min(FREQUENT, len(corpus.counts)))
         for low, high in pieces(starts, shares[worker]):
             if isinstance(texts, Windows):
                 count_windows(texts, (low, high), log_p, terms, corpus.dense, triangle, load)
@@ -191,11 +192,19 @@ def count_chunk(
                 sort_bags(ids, texts, (low, high), overwrite=overwrite)
                 add_terms(texts, (low, high), log_p, *terms)
                 count_dense(texts, (low, high), corpus.dense, triangle, load)
+            move_up(terms.cross, frequent)
             before, done = done, int(starts[high] - starts[shares[worker][0]] - load[:, 0].sum())
             yield done - before
+        terms.cross[: len(frequent)] = frequent
 
     run(work)
     return texts, counted
+
+
+def move_up(sums: Array, frequent: Array) -> None:
+    """Add the first sums to those of earlier pieces: rounding grows with a stage's terms alone."""
+    np.add(frequent, sums[: len(frequent)], out=frequent)
+    sums[: len(frequent)] = 0
 
 
 def add_counts(total: Counted, parts: list[Counted]) -> None:
@@ -243,7 +252,7 @@ def copy_rows(
     first, last = words
     of_range = load[first - corpus.dense : last - corpus.dense]
     starts = np.concatenate([[0], np.cumsum(of_range[:, 0])])
-    room = int(of_range.sum())
+    room = min(int(of_range.sum()), int(corpus.counts.sum()))  # each position once at most
     copies = np.empty(max(room, 1), corpus.entry)  # pages that are never written take no memory
     spans = np.empty((int(starts[-1]), 2), np.uint32 if room < BITS_32 else np.int64)
     rows, cursor, place = Rows(first, starts, spans), starts[:-1].copy(), 0
@@ -303,13 +312,15 @@ def sum_rows(run: Run, corpus: Corpus, index: Index, table: Array) -> NDArray[np
     sums = np.zeros((run.workers, words))
 
     def work(worker: int) -> Iterator[int]:
-        count = np.zeros(words, corpus.kind)
+        count, frequent = np.zeros(words, corpus.kind), np.zeros(min(FREQUENT, words))
         for low, high in slices(index):
             numba_rows.sum_rows(
                 *(index.entries, corpus.packing, rows, (low + worker, high, run.workers)),
                 *(corpus.window > 0, table, count, sums[worker]),
             )
+            move_up(sums[worker], frequent)
             yield int(rows.starts[high] - rows.starts[low]) if worker == 0 else 0
+        sums[worker, : len(frequent)] = frequent
 
     run(work)
     total: NDArray[np.float64] = sums.sum(axis=0)
@@ -344,8 +355,9 @@ def pair_sums(
     log_p: Array,
     table: Array,
     overwrite: bool = False,
-) -> tuple[NDArray[np.float64], Terms]:
-    """sum_v f(c_wv) for every word w of one chunk, and the terms that need no pairs.
+    visit: Callable[[Index, Corpus], object] | None = None,
+) -> tuple[NDArray[np.float64], Counted]:
+    """sum_v f(c_wv) for every word w of one chunk, and what needs no rows.
 
     Args:
         corpus: counts of its words, numbered by frequency: speed rests on the order.
@@ -354,13 +366,16 @@ def pair_sums(
         log_p: (words,) log P(v).
         table: f(0), f(1), ... with f(0) = f(1) = 0; counts beyond it give c log c.
         overwrite: the ids are not needed any more: entries may take their memory.
+        visit: gets the index.
     """
     texts, parts = count_chunk(run, corpus, chunk, log_p, overwrite=overwrite)
     counted = empty_counts(corpus)
     add_counts(counted, parts)
     index = index_chunk(run, corpus, texts, parts, counted.load)
-    sums = sum_triangle(corpus, counted, table) + sum_rows(run, corpus, index, table)
-    return sums, counted.terms
+    del parts
+    if visit:
+        visit(index, corpus)
+    return sum_triangle(corpus, counted, table) + sum_rows(run, corpus, index, table), counted
 
 
 def cooccurrence_kl(
@@ -376,7 +391,7 @@ def cooccurrence_kl(
     """KL(w) in nats; NaN for a word without company. Exact counts of any size."""
     corpus = Corpus(counts, int(np.diff(offsets).max(initial=0)), window)
     run, log_p, table = Run(threads, tick), log_shares(counts), entropy_table()
-    sums, terms = pair_sums(
+    sums, counted = pair_sums(
         corpus, (ids, offsets), run, log_p=log_p, table=table, overwrite=overwrite
     )
-    return divergence(sums, terms)
+    return divergence(sums, counted.terms)

@@ -118,20 +118,31 @@ def collect_rows(
     row_range: tuple[int, int, int],
     window: bool,
     count: Array,  # (words,) all zero, and again so at return
-    others: Array,  # (>= pairs,) out: partners of each row in order, smaller numbers than its own
+    others: Array,  # (>= pairs,) out: partners of each row, smaller numbers than its own
     times: Array,  # (>= pairs,) out: how often they stand beside it
     ends: Array,  # (rows,) out: pairs up to the end of each row
 ) -> None:
     """The rows of the matrix of counts below its diagonal."""
-    found = 0
+    found, bits = 0, packing[0]
     for row in range(*row_range):
         word = rows.first + row
-        add_row(entries, packing, rows, row, window, count)
-        for other in range(word):
-            if count[other] > 0:
-                others[found], times[found] = other, count[other]
-                count[other] = 0
-                found += 1
+        touched = add_row(entries, packing, rows, row, window, count)
+        if touched > word >> 2:
+            for other in range(word):
+                if count[other] > 0:
+                    others[found], times[found] = other, count[other]
+                    count[other] = 0
+                    found += 1
+        else:
+            for k in range(rows.starts[row], rows.starts[row + 1]):
+                for i in range(np.int64(rows.spans[k, 0]), np.int64(rows.spans[k, 1])):
+                    if window and entries[i] >= np.uint64(word):
+                        continue
+                    partner = entries[i] >> bits
+                    if count[partner] > 0:
+                        others[found], times[found] = partner, count[partner]
+                        count[partner] = 0
+                        found += 1
         ends[row] = found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simcse_fast.cli.common import Parser, bold, number, whole, write_json, write_lines
+from simcse_fast.cli.common import Parser, bold, whole, write_json, write_lines
 from simcse_fast.errors import BackendUnavailableError, InputError
 from simcse_fast.files import written_whole
 
@@ -76,13 +79,14 @@ def add_reading(information: Parser) -> None:
         metavar="NAME",
         help="words (default), a tokenizer.json, or a model's name or folder",
     )
-    information.add_argument(
+    kept = information.add_mutually_exclusive_group()
+    kept.add_argument(
         "--cache",
         type=Path,
         metavar="FOLDER",
         help="keep ids there; by default those of 256 MB and more beside the corpus",
     )
-    information.add_argument("--no-cache", action="store_true", help="keep no ids")
+    kept.add_argument("--no-cache", action="store_true", help="keep no ids")
     information.add_argument(
         "--engine", choices=("local", "spark"), default="local", help="where it is counted"
     )
@@ -112,6 +116,7 @@ def add_counting(information: Parser) -> None:
     information.add_argument(
         "--rounds", type=whole(1), default=10, metavar="N", help="of shuffling"
     )
+    information.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of shuffling")
     information.add_argument("--min-count", type=whole(1), default=10, metavar="N")
     information.add_argument("--threads", type=whole(1), metavar="N")
     information.add_argument(
@@ -121,11 +126,7 @@ def add_counting(information: Parser) -> None:
 
 def information_command(options: argparse.Namespace) -> None:
     """Count, write what was asked for, and print the ends of the table."""
-    for name, endings in (("output", TABLES), ("plot", PICTURES), ("counts", {".parquet"})):
-        path = getattr(options, name)
-        if path is not None and path.suffix not in endings:
-            shown = "--out" if name == "output" else f"--{name}"
-            raise InputError(f"{shown} {path}: expected a name in {' or '.join(sorted(endings))}")
+    check_outputs(options)
     if options.by == "corrected" and options.correction == "none":
         raise InputError("--by corrected: --correction none gives no such column")
     table = count(options)
@@ -139,8 +140,37 @@ def information_command(options: argparse.Namespace) -> None:
         write_lines(report(table, options))
 
 
+def check_outputs(options: argparse.Namespace) -> None:
+    """Before hours of counting: every file can be written, and replaces nothing that is read."""
+    taken = {Path(name).resolve(): "the corpus" for name in options.corpus}
+    for option, endings in (("out", TABLES), ("plot", PICTURES), ("counts", {".parquet"})):
+        path = options.output if option == "out" else getattr(options, option)
+        if path is None:
+            continue
+        if path.suffix not in endings:
+            expected = " or ".join(sorted(endings))
+            raise InputError(f"--{option} {path}: expected a name in {expected}")
+        if path.resolve() in taken:
+            raise InputError(f"--{option} {path}: this is {taken[path.resolve()]}, too")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"--{option} {path}: cannot be written (no such folder)")
+        taken[path.resolve()] = f"--{option}"
+    if options.plot:
+        import_module("matplotlib")
+
+
 def count(options: argparse.Namespace) -> InformationTable:
-    """The table; wrong input in one sentence."""
+    """The table; wrong input in one sentence, warnings too."""
+    with warnings.catch_warnings(record=True) as caught:
+        table = gain(options)
+    for warning in caught:
+        if warning.category is UserWarning:
+            sys.stderr.write(f"simcse-fast: {str(warning.message).removeprefix('corpus: ')}\n")
+    return table
+
+
+def gain(options: argparse.Namespace) -> InformationTable:
+    """The table."""
     information = import_module("simcse_fast.information")
     local = options.engine == "local"
     try:
@@ -152,6 +182,7 @@ def count(options: argparse.Namespace) -> InformationTable:
             min_count=options.min_count,
             correction=None if options.correction == "none" else options.correction,
             rounds=options.rounds,
+            seed=options.seed,
             threads=options.threads,
             presence=options.presence,
             probability=options.probability,
@@ -172,17 +203,22 @@ def count(options: argparse.Namespace) -> InformationTable:
 
 def context_of(text: str) -> str | int:
     """A number where it is one."""
-    return int(number(text)) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text
 
 
 def told(table: InformationTable, options: argparse.Namespace) -> dict[str, Any]:
-    """The results for machines; NaN is null."""
+    """The results for machines; NaN and infinity are null."""
     records = [
-        {name: None if value != value else value for name, value in row.items()}  # noqa: PLR0124 - NaN
+        {name: value if finite(value) else None for name, value in row.items()}
         for row in table.top(options.top, by=options.by).arrow.to_pylist()
     ]
     totals = {name: getattr(table, name) for name in ("tokens", "sentences", "vocabulary_size")}
     return {**totals, "words": records}
+
+
+def finite(value: object) -> bool:
+    """What JSON has."""
+    return not isinstance(value, float) or isfinite(value)
 
 
 def report(table: InformationTable, options: argparse.Namespace) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ def options_of(plan: Plan, column: str | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "tokenizer": hashlib.sha256(str(identity).encode()).hexdigest(),
+        "unicode": unicodedata.unidata_version,  # decides what a word is, and its lower case
+        "splitter": version("sentencex") if plan.language else None,
         "presence": plan.presence,
         "language": plan.language,
         "column": column,
@@ -31,7 +35,10 @@ def options_of(plan: Plan, column: str | None) -> dict[str, Any]:
 def fingerprint_of(text: Text, plan: Plan, column: str | None) -> dict[str, Any]:
     """Files with sizes and times, and all that decides the ids; of JSON's types."""
     files = [(path.resolve(), path.stat()) for path in text.files]
-    told = [[str(path), found.st_size, found.st_mtime_ns] for path, found in files]
+    told = [
+        [str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        for path, found in files
+    ]
     return {"files": told, **options_of(plan, column)}
 
 

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ def open_corpus(
         raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
     if is_dataset(corpus):
         return Text(batch_parts(batches_of_dataset(corpus), column, repairs), None)
-    if hasattr(corpus, "__arrow_c_stream__") and hasattr(corpus, "columns"):  # tables, data frames
-        table = pa.table(corpus)
-        return Text(batch_parts(table.to_batches(ROWS), column, repairs, table.schema), None)
+    if is_table(corpus):
+        reader = pa.RecordBatchReader.from_stream(corpus)
+        parts = (batch.slice(row, ROWS) for batch in reader for row in range(0, len(batch), ROWS))
+        return Text(batch_parts(parts, column, repairs, reader.schema), None)
     if not isinstance(corpus, Iterable) or hasattr(corpus, "columns"):
         raise TypeError(f"corpus: expected {ACCEPTED}; got {type(corpus).__name__}")
     return text_of_strings(iter(corpus), column, repairs)
@@ -110,14 +112,15 @@ def text_of_files(files: list[Path], column: str | None, repairs: Repairs | None
 
 def text_of_strings(texts: Iterator[Any], column: str | None, repairs: Repairs | None) -> Text:
     """The sentences of an iterable; or those of files, where it gives nothing but paths."""
-    first = list(islice(texts, 1))
-    if first and is_path(first[0]):
-        entries = [*first, *texts]
-        if all(map(is_path, entries)):
-            files = [path for name in entries for path in find_files(os.fspath(name))]
-            return text_of_files(files, column, repairs)
-        return Text(string_parts(iter(entries)), None)
-    return Text(string_parts(chain(first, texts)), None)
+    paths: list[Any] = []
+    for text in texts:
+        if not is_path(text):
+            return Text(string_parts(chain(paths, [text], texts)), None)
+        paths.append(text)
+    if not paths:
+        return Text(string_parts(iter([])), None)
+    files = [path for name in paths for path in find_files(os.fspath(name))]
+    return text_of_files(files, column, repairs)
 
 
 def string_parts(texts: Iterator[Any]) -> Iterator[Part]:
@@ -164,6 +167,13 @@ def batch_parts(
         yield Part(found, done)
 
 
+def is_table(corpus: object) -> bool:
+    """A table or data frame, or a reader of batches, by Arrow's own interface."""
+    return isinstance(corpus, pa.RecordBatchReader) or (
+        hasattr(corpus, "__arrow_c_stream__") and hasattr(corpus, "columns")
+    )
+
+
 def is_dataset(corpus: object) -> bool:
     """Of the package datasets."""
     return hasattr(corpus, "with_format") and hasattr(corpus, "column_names")
@@ -171,7 +181,8 @@ def is_dataset(corpus: object) -> bool:
 
 def batches_of_dataset(dataset: Any) -> Iterator[pa.Table]:
     """All its columns, some rows at a time; streaming data sets as they come."""
-    batches: Iterator[pa.Table] = dataset.with_format("arrow").iter(batch_size=ROWS)
+    # Rows may be whole books: few at a time, and no more than these in memory.
+    batches: Iterator[pa.Table] = dataset.with_format("arrow").iter(batch_size=max(1, ROWS // 16))
     return batches
 
 
@@ -206,6 +217,13 @@ def from_ids(ids: Any, offsets: Any, vocabulary: Any = None) -> TokenIds:
         raise ValueError(
             f"corpus: offsets must not decrease; offsets[{falls[0] + 1}] = "
             f"{offsets[falls[0] + 1]} after {offsets[falls[0]]}"
+        )
+    if isinstance(vocabulary, pa.Array | pa.ChunkedArray):
+        vocabulary = vocabulary.to_pylist()
+    if isinstance(vocabulary, Mapping | AbstractSet):
+        raise TypeError(
+            "corpus: vocabulary must be a list, the word of id 0 first; got "
+            f"{type(vocabulary).__name__}"
         )
     words = None if vocabulary is None else list(vocabulary)
     limit = MOST_IDS if words is None else len(words)

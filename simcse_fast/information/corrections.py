@@ -93,17 +93,21 @@ def null_gain(
     return null
 
 
+def check_shuffle(tokens: int) -> None:
+    """What numpy can draw from without replacement."""
+    if tokens >= MOST_DRAWN:
+        raise InputError(
+            f'correction: "shuffle" takes corpora of fewer than {MOST_DRAWN:,} tokens, this has '
+            f'{tokens:,}; expected "null" for so many'
+        )
+
+
 def shuffled(numbered: Numbered, seed: tuple[int, int]) -> Iterator[Chunk]:
     """All tokens of a corpus in random order, in sentences of the same lengths.
 
     A chunk's words are drawn without replacement from what is left, then put in random order: a
     random permutation of the whole that never holds more than a chunk.
     """
-    if numbered.tokens >= MOST_DRAWN:
-        raise InputError(
-            f'correction: "shuffle" takes corpora of fewer than {MOST_DRAWN:,} tokens, this has '
-            f'{numbered.tokens:,}; expected "null" for so many'
-        )
     generator, left = np.random.default_rng(seed), numbered.counts.copy()
     for offsets in numbered.lengths():
         drawn = generator.multivariate_hypergeometric(left, int(offsets[-1]), method="marginals")

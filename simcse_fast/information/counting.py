@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,20 @@ import pyarrow as pa
 
 from simcse_fast.errors import InputError
 from simcse_fast.files import written_whole
-from simcse_fast.information.ids import CHUNK, PASSES
+from simcse_fast.information.ids import BYTES_OF_ID, CHUNK, LOCK, PASSES, lock
 from simcse_fast.kernels.cooccurrence import engine
-from simcse_fast.kernels.cooccurrence.engine import Corpus, Counted, Index, Run, Terms
+from simcse_fast.kernels.cooccurrence.engine import BITS_32, Corpus, Counted, Index, Run, Terms
 from simcse_fast.kernels.cooccurrence.numba_rows import entropy_table
 from simcse_fast.kernels.cooccurrence.numba_windows import add_company
 from simcse_fast.memory import resident_memory, return_free_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from simcse_fast.information.ids import Numbered
+    from simcse_fast.information.ids import Disk, Numbered
     from simcse_fast.kernels.numba_threads import Tick
 
     Visit = Callable[[Index, Corpus], object]
@@ -77,13 +78,28 @@ def count_pairs(numbered: Numbered, how: How, *, resumable: bool = False) -> Gai
     share_of = company(numbered, how.window) if how.marginal else numbered.counts
     log_p = engine.log_shares(share_of)
     if in_memory(numbered, corpus, how):
-        sums, counted = count_at_once(numbered, corpus, run, how, (log_p, table))
+        tables: Any = {"log_p": log_p, "table": table, "overwrite": True, "visit": how.visit}
+        sums, counted = engine.pair_sums(corpus, whole(numbered), run, **tables)
     else:
-        place = numbered.folder if resumable else None
-        sums, counted = count_in_passes(numbered, corpus, run, how, (log_p, table), place)
-    sums += engine.sum_triangle(corpus, counted, table)
+        with passes_of(numbered.disk if resumable else None) as place:
+            sums, counted = count_in_passes(numbered, corpus, run, how, (log_p, table), place)
+        sums += engine.sum_triangle(corpus, counted, table)
     share = share_of / max(int(share_of.sum()), 1)
     return Gains(engine.divergence(sums, counted.terms), counted, share)
+
+
+@contextmanager
+def passes_of(disk: Disk | None) -> Iterator[Path | None]:
+    """Where passes are kept; None where they are not, or another process keeps its own there."""
+    try:
+        file = lock(disk.folder / LOCK) if disk else None
+    except OSError:
+        file = None
+    try:
+        yield disk.folder if disk and file else None
+    finally:
+        if file:
+            file.close()
 
 
 def company(numbered: Numbered, window: int) -> NDArray[np.int64]:
@@ -103,26 +119,13 @@ def fixed_bytes(corpus: Corpus, how: How) -> int:
 
 def in_memory(numbered: Numbered, corpus: Corpus, how: How) -> bool:
     """Whether all bags and spans may be there at once."""
-    if how.memory_limit is None or numbered.folder is None:
+    if how.memory_limit is None or numbered.disk is None:
         return True
     rare = int(numbered.counts[corpus.dense :].sum())
     entries = np.dtype(corpus.entry).itemsize
-    needed = numbered.tokens * (4 + entries) + rare * SPAN + numbered.sentences * 12
+    ids = 0 if entries == BYTES_OF_ID else BYTES_OF_ID  # bags take the memory of ids if they can
+    needed = numbered.tokens * (ids + entries) + rare * SPAN + numbered.sentences * 12
     return resident_memory() + fixed_bytes(corpus, how) + needed <= how.memory_limit
-
-
-def count_at_once(
-    numbered: Numbered, corpus: Corpus, run: Run, how: How, tables: tuple[Any, Any]
-) -> tuple[NDArray[np.float64], Counted]:
-    """Sums over the rows of all words; the index lies over the corpus itself."""
-    texts, parts = engine.count_chunk(run, corpus, whole(numbered), tables[0], overwrite=True)
-    counted = engine.empty_counts(corpus)
-    engine.add_counts(counted, parts)
-    index = engine.index_chunk(run, corpus, texts, parts, counted.load)
-    del parts
-    if how.visit:
-        how.visit(index, corpus)
-    return engine.sum_rows(run, corpus, index, tables[1]), counted
 
 
 def whole(numbered: Numbered) -> engine.Chunk:
@@ -149,9 +152,10 @@ def count_in_passes(
     """Sums over the rows of all words, a range of rows at a time."""
     if how.memory_limit is not None:
         room = room_for_rows(corpus, how, how.memory_limit, numbered.tokens)
+        room -= fixed_bytes(corpus, how)
         if room < 0:
             raise too_few(corpus, how.memory_limit, how.memory_limit - room)
-    key = f"window={how.window} marginal={how.marginal} tokens={numbered.tokens}"
+    key = f"{how.window} {how.marginal} {corpus.dense} {numbered.disk and numbered.disk.digest}"
     state = load_state(place, key) if place else None
     if state is None:
         counted = engine.empty_counts(corpus)
@@ -176,9 +180,12 @@ def count_in_passes(
 
 
 def room_for_rows(corpus: Corpus, how: How, limit: int, tokens: int) -> int:
-    """Bytes that a pass may take beside what is there and what reading takes."""
-    chunk = min(CHUNK, tokens) * OF_CHUNK
-    return limit - resident_memory() - fixed_bytes(corpus, how) - chunk
+    """Bytes that a pass may take beside what is there and what reading and adding up take."""
+    words = len(corpus.counts)
+    # Of each worker: sums and counters; and, in turn, the spans that its share of a chunk has.
+    working = how.threads * words * 16 + (2 * how.threads + 3) * words * 8
+    chunk = min(tokens, max(CHUNK, corpus.longest)) * OF_CHUNK
+    return limit - resident_memory() - working - chunk
 
 
 def too_few(corpus: Corpus, limit: int, least: int) -> InputError:
@@ -197,7 +204,10 @@ def end_of_pass(corpus: Corpus, how: How, tokens: int, load: NDArray[np.int64], 
     rows = load[first - corpus.dense :]
     occurrences, entries = np.cumsum(rows[:, 0]), np.cumsum(rows.sum(axis=1))
     size = np.dtype(corpus.entry).itemsize
-    needed = occurrences * SPAN + np.minimum(entries, tokens) * size
+    span = SPAN if tokens < BITS_32 else 2 * SPAN
+    if how.visit:
+        span += 2 * SPAN  # what it reads is counted, pair by pair
+    needed = occurrences * span + np.minimum(entries, tokens) * size
     taken = int(np.searchsorted(needed, room, "right"))
     if not taken:
         raise too_few(corpus, how.memory_limit, how.memory_limit - room + int(needed[0]))

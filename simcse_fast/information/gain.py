@@ -15,10 +15,10 @@ import pyarrow as pa
 from simcse_fast.errors import BackendUnavailableError, InputError
 from simcse_fast.files import written_whole
 from simcse_fast.information.cache import fingerprint_of, folder_for
-from simcse_fast.information.corpus import Text, open_corpus
-from simcse_fast.information.corrections import clumping, null_gain, shuffled_gain
+from simcse_fast.information.corpus import Text, open_corpus, text_of_files
+from simcse_fast.information.corrections import check_shuffle, clumping, null_gain, shuffled_gain
 from simcse_fast.information.counting import Gains, How, count_pairs
-from simcse_fast.information.ids import FileSink, MemorySink, Numbered, load
+from simcse_fast.information.ids import FileSink, MemorySink, Numbered, load, told
 from simcse_fast.information.numbering import Plan, encoder, number_ids, number_text
 from simcse_fast.information.options import Options, check_options
 from simcse_fast.information.pairs import FileOfPairs, MatrixOfPairs, visiting
@@ -26,6 +26,7 @@ from simcse_fast.information.progress import counting_bar, reading_bar
 from simcse_fast.information.sentences import Repairs, TokenIds
 from simcse_fast.information.table import InformationTable
 from simcse_fast.kernels.cooccurrence.numba_windows import sum_beside
+from simcse_fast.memory import resident_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,7 +139,9 @@ def information_gain(
     )
     if options.engine == "spark":
         return gain_on_spark(corpus, options)
-    with numbered_corpus(corpus, options) as (numbered, kept):
+    repairs = Repairs()
+    with numbered_corpus(corpus, options, repairs) as (numbered, kept):
+        repairs.tell()
         if not numbered.tokens:
             raise no_words(numbered.sentences)
         try:
@@ -146,7 +149,8 @@ def information_gain(
         except KeyboardInterrupt as stop:
             if not kept:
                 raise
-            told = f"what was done is kept in {numbered.folder}; the same call goes on from there"
+            place = numbered.disk and numbered.disk.folder
+            told = f"what was done is kept in {place}; the same call goes on from there"
             raise KeyboardInterrupt(told) from stop
 
 
@@ -158,6 +162,8 @@ def no_words(sentences: int) -> ValueError:
 def count(numbered: Numbered, options: Options, *, kept: bool) -> Any:
     """The table of a numbered corpus, and its matrix where that is wanted."""
     shown = int(np.count_nonzero(numbered.counts >= options.min_count))
+    if options.correction == "shuffle":
+        check_shuffle(numbered.tokens)
     with ExitStack() as stack:
         pairs: MatrixOfPairs | FileOfPairs | None = None
         if isinstance(options.return_counts, Path):
@@ -167,7 +173,8 @@ def count(numbered: Numbered, options: Options, *, kept: bool) -> Any:
             pairs = MatrixOfPairs(shown)
         tick = stack.enter_context(counting_bar(numbered.tokens, show=options.progress))
         marginal, limit = options.probability == "marginal", options.memory_limit
-        how = How(options.window, marginal, options.threads, limit, tick)
+        window = min(options.window, numbered.longest)
+        how = How(window, marginal, options.threads, limit, tick)
         counting = replace(how, visit=visiting(pairs, shown)) if pairs else how
         found = count_pairs(numbered, counting, resumable=kept and pairs is None)
         matrix = pairs.finish(found.counted, shown) if pairs else None
@@ -198,51 +205,68 @@ def clumps_of(numbered: Numbered, options: Options) -> NDArray[np.float64] | flo
     """How the counts of a pair scatter where words are drawn at random."""
     if options.presence:
         return 1.0
-    sums = [sum_beside(offsets, options.window) for offsets in numbered.lengths()]
+    window = min(options.window, numbered.longest)
+    sums = [sum_beside(offsets, window) for offsets in numbered.lengths()]
     beside = sum(one for one, _ in sums), sum(two for _, two in sums)
     return clumping(numbered.counts / numbered.tokens, beside, numbered.tokens)
 
 
 @contextmanager
-def numbered_corpus(corpus: object, options: Options) -> Iterator[tuple[Numbered, bool]]:
+def numbered_corpus(
+    corpus: object, options: Options, repairs: Repairs
+) -> Iterator[tuple[Numbered, bool]]:
     """The ids of a corpus, and whether they are kept on disk for another run."""
-    repairs = Repairs()
     opened = open_corpus(corpus, options.column, repairs)
     if isinstance(opened, TokenIds):
         if options.tokenizer != "words" or options.split_sentences:
             name = "split_sentences" if options.tokenizer == "words" else "tokenizer"
             raise ValueError(f"{name}: the corpus is token ids already; leave {name} out")
+        if options.memory_limit is not None:
+            raise ValueError("memory_limit: token ids are in memory already; leave it out")
         yield number_ids(opened, presence=options.presence, threads=options.threads), False
         return
     code = None if options.tokenizer == "words" else encoder(options.tokenizer)
     plan = Plan(code, options.presence, options.split_sentences, options.threads)
     folder = folder_for(opened, plan, options)
+    check_limit(options.memory_limit)
     with ExitStack() as stack:
         if folder is not None:
-            numbered = kept_ids(opened, plan, options, folder, corpus)
+            numbered = kept_ids(opened, plan, options, folder, repairs)
         elif options.memory_limit is not None:
-            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="simcse-fast-"))
-            numbered = ids_on_disk(opened, plan, options, Path(place) / "ids", {})
+            beside = options.cache if isinstance(options.cache, Path) else None
+            with told(beside or Path(tempfile.gettempdir())):
+                make = tempfile.TemporaryDirectory(prefix="simcse-fast-", dir=beside)
+            place = Path(stack.enter_context(make)) / "ids"
+            numbered = ids_on_disk(opened, plan, options, FileSink(place, {}, repairs))
         else:
             numbered = ids_in_memory(opened, plan, options)
-        repairs.tell()
-        yield numbered, folder is not None and numbered.folder == folder
+        yield numbered, folder is not None and numbered.disk is not None
 
 
-def kept_ids(text: Text, plan: Plan, options: Options, folder: Path, corpus: object) -> Numbered:
+def check_limit(limit: int | None) -> None:
+    """Before anything is read."""
+    if limit is not None and resident_memory() >= limit:
+        raise InputError(
+            f"memory_limit: the process takes {resident_memory():,} bytes before it begins; "
+            f"expected more than that, got {limit:,}"
+        )
+
+
+def kept_ids(text: Text, plan: Plan, options: Options, folder: Path, repairs: Repairs) -> Numbered:
     """The ids of an earlier run, or new ones, which are kept where they can be."""
     fingerprint = fingerprint_of(text, plan, options.column)
-    found = load(folder, fingerprint)
+    found = load(folder, fingerprint, repairs)
     if found is not None:
         return found
     try:
-        return ids_on_disk(text, plan, options, folder, fingerprint)
+        return ids_on_disk(text, plan, options, FileSink(folder, fingerprint, repairs))
     except InputError as error:
         if options.cache != "auto" or options.memory_limit is not None:
             raise
-        warnings.warn(f"{error}; the ids are not kept", stacklevel=4)
-    again = open_corpus(corpus, options.column, Repairs())
-    return ids_in_memory(again, plan, options)  # type: ignore[arg-type] # it was text before
+        warnings.warn(f"{error}; the ids are not kept", stacklevel=5)
+    repairs.forget()
+    again = text_of_files(list(text.files), options.column, repairs)
+    return ids_in_memory(again, plan, options)
 
 
 def ids_in_memory(text: Text, plan: Plan, options: Options) -> Numbered:
@@ -251,11 +275,8 @@ def ids_in_memory(text: Text, plan: Plan, options: Options) -> Numbered:
         return number_text(text, plan, MemorySink(options.threads), tick)
 
 
-def ids_on_disk(
-    text: Text, plan: Plan, options: Options, folder: Path, fingerprint: dict[str, Any]
-) -> Numbered:
+def ids_on_disk(text: Text, plan: Plan, options: Options, sink: FileSink) -> Numbered:
     """Split and number; what is not finished does not stay."""
-    sink = FileSink(folder, fingerprint)
     try:
         with reading_bar(text.total, show=options.progress) as tick:
             return number_text(text, plan, sink, tick)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
+import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simcse_fast.errors import InputError
+from simcse_fast.information.sentences import Repairs
 from simcse_fast.kernels.numba_threads import run_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -30,7 +36,29 @@ CHUNK = 1 << 22  # tokens that are read from disk at a time
 BLOCK = 1 << 23  # tokens of a block in memory: 32 MB, beyond what glibc keeps in its heap
 SMALL = 1 << 16  # words whose ids fit 16 bits
 META, IDS, SIZES, WORDS, PASSES = "meta.json", "ids.bin", "sizes.bin", "words.parquet", "passes.npz"
+LOCK, UNFINISHED = "lock", ".unfinished-"
+STARTING = 3600  # seconds that a folder may be without its lock before it counts as abandoned
 BYTES_OF_ID = 4
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Ids on disk, by handles: they stay those of this corpus, whatever happens to the names."""
+
+    folder: Path
+    digest: str  # of all that was written
+    ids: BinaryIO
+    sizes: BinaryIO
+
+    def read(self, name: str, kind: Any, first: int, count: int) -> NDArray[Any]:
+        """At most `count` numbers from place `first` on."""
+        file = self.ids if name == IDS else self.sizes
+        out, done = np.empty(count, kind), 0
+        size = out.itemsize
+        view = out.view(np.uint8).data
+        while got := os.preadv(file.fileno(), [view[done:]], first * size + done):
+            done += got
+        return out[: done // size]
 
 
 @dataclass(frozen=True)
@@ -45,7 +73,7 @@ class Numbered:
         longest: tokens of the longest sentence.
         offsets: (sentences + 1,) first token of each sentence, where the ids are in memory.
         ids: (tokens,) in memory; None: on disk.
-        folder: where they are on disk.
+        disk: where they are on disk.
         source: gives other ids in sentences of the same lengths.
     """
 
@@ -56,7 +84,7 @@ class Numbered:
     longest: int
     offsets: NDArray[np.int64] | None = None
     ids: NDArray[np.uint32] | None = None
-    folder: Path | None = None
+    disk: Disk | None = None
     source: Callable[[], Iterator[Chunk]] | None = None
 
     def chunks(self) -> Iterator[Chunk]:
@@ -65,14 +93,14 @@ class Numbered:
             yield from self.source()
         elif self.ids is not None and self.offsets is not None:
             yield self.ids, self.offsets
-        elif self.folder is not None:
-            path = self.folder / IDS
-            with path.open("rb") as file:
-                for offsets in self.lengths():
-                    ids = np.fromfile(file, id_type(len(self.counts)), int(offsets[-1]))
-                    if len(ids) != offsets[-1]:
-                        raise InputError(f"cache: {path} became shorter while it was read")
-                    yield ids.astype(np.uint32, copy=False), offsets
+        elif self.disk is not None:
+            first, kind = 0, id_type(len(self.counts))
+            for offsets in self.lengths():
+                ids = self.disk.read(IDS, kind, first, int(offsets[-1]))
+                if len(ids) != offsets[-1] or int(ids.max(initial=0)) >= len(self.counts):
+                    raise InputError(f"cache: {self.disk.folder / IDS} changed while it was read")
+                first += len(ids)
+                yield ids.astype(np.uint32, copy=False), offsets
 
     def lengths(self) -> Iterator[NDArray[np.int64]]:
         """Offsets of so many sentences at a time as have about CHUNK tokens."""
@@ -89,13 +117,12 @@ class Numbered:
     def _sizes(self) -> Iterator[NDArray[np.int64]]:
         """Tokens of the sentences, some of them at a time."""
         step = CHUNK // 16
-        if self.offsets is not None:
-            for first in range(0, self.sentences, step):
+        for first in range(0, self.sentences, step):
+            if self.offsets is not None:
                 yield np.diff(self.offsets[first : first + step + 1])
-        elif self.folder is not None:
-            with (self.folder / SIZES).open("rb") as file:
-                while len(sizes := np.fromfile(file, np.uint32, step)):
-                    yield sizes.astype(np.int64)
+            elif self.disk is not None:
+                count = min(step, self.sentences - first)
+                yield self.disk.read(SIZES, np.uint32, first, count).astype(np.int64)
 
 
 def id_type(words: int) -> type[np.unsignedinteger[Any]]:
@@ -161,22 +188,21 @@ class MemorySink:
         return Numbered(vocabulary, counts, len(every), len(sizes), longest, offsets, every)
 
 
-@dataclass
 class FileSink:
     """Keeps the ids in a folder, which is there as a whole or not at all."""
 
-    folder: Path
-    fingerprint: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.unfinished = self.folder.with_name(f"{self.folder.name}.unfinished-{os.getpid()}")
-        remove_abandoned(self.folder)
-        with told(self.folder):
-            self.unfinished.mkdir(parents=True)
-            self.ids = (self.unfinished / IDS).open("w+b")
-            self.sizes = (self.unfinished / SIZES).open("w+b")
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], repairs: Repairs) -> None:
+        self.folder, self.fingerprint, self.repairs = folder, fingerprint, repairs
         self.parts: list[tuple[int, int]] = []
         self.sentences, self.longest, self.sizes_sum = 0, 0, 0
+        with told(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(folder)
+            prefix = f"{folder.name}{UNFINISHED}"
+            self.unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+            self.lock = lock(self.unfinished / LOCK)
+            self.ids = (self.unfinished / IDS).open("w+b")
+            self.sizes = (self.unfinished / SIZES).open("w+b")
 
     def append(self, worker: int, ids: NDArray[np.uint32], sizes: NDArray[np.uint32]) -> None:
         """See Sink."""
@@ -191,59 +217,95 @@ class FileSink:
     def finish(
         self, maps: Sequence[NDArray[np.uint32]], vocabulary: pa.Array, counts: NDArray[np.int64]
     ) -> Numbered:
-        """See Sink; what is read lies behind what is written, so one file does."""
-        kind, read, written, check = id_type(len(counts)), 0, 0, 0
+        """See Sink; another process may have been quicker, whose ids are as good."""
         with told(self.folder):
-            for worker, size in self.parts:
-                self.ids.seek(read * BYTES_OF_ID)
-                part = maps[worker][np.fromfile(self.ids, np.uint32, size)].astype(kind)
-                self.ids.seek(written)
-                self.ids.write(part.data)
-                read, written = read + size, written + part.nbytes
-                check = zlib.crc32(part.data, check)
-            self.ids.truncate(written)
-            for file in (self.ids, self.sizes):
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            pq.write_table(pa.table({"word": vocabulary, "count": counts}), self.unfinished / WORDS)
+            tokens, check = self._renumber(maps, id_type(len(counts)))
+            words = self.unfinished / WORDS
+            pq.write_table(pa.table({"word": vocabulary, "count": counts}), words)
             meta = {
                 "fingerprint": self.fingerprint,
-                "tokens": read,
+                "tokens": tokens,
                 "sentences": self.sentences,
                 "longest": self.longest,
-                "sums": {IDS: check, SIZES: self.sizes_sum},
+                "repairs": [self.repairs.replaced, self.repairs.first],
+                "sums": {IDS: check, SIZES: self.sizes_sum, WORDS: checksum(words)},
             }
-            (self.unfinished / META).write_text(json.dumps(meta))
-            shutil.rmtree(self.folder, ignore_errors=True)
+            text = json.dumps(meta)
+            (self.unfinished / META).write_text(text)
+            found = load(self.folder, self.fingerprint, Repairs()) or self._move_in()
+        if found is not None:
+            self.discard()
+            return found
+        disk = Disk(self.folder, digest(text), self.ids, self.sizes)
+        self.lock.close()
+        return Numbered(vocabulary, counts, tokens, self.sentences, self.longest, disk=disk)
+
+    def _renumber(self, maps: Sequence[NDArray[np.uint32]], kind: Any) -> tuple[int, int]:
+        """Write final ids; what is read lies behind what is written, so one file does."""
+        read, written, check = 0, 0, 0
+        for worker, size in self.parts:
+            self.ids.seek(read * BYTES_OF_ID)
+            part = maps[worker][np.fromfile(self.ids, np.uint32, size)].astype(kind)
+            self.ids.seek(written)
+            self.ids.write(part.data)
+            read, written = read + size, written + part.nbytes
+            check = zlib.crc32(part.data, check)
+        self.ids.truncate(written)
+        for file in (self.ids, self.sizes):
+            file.flush()
+            os.fsync(file.fileno())
+        return read, check
+
+    def _move_in(self) -> Numbered | None:
+        """Take the place of what was there; the ids of who took it first, if they are as good."""
+        aside = Path(
+            tempfile.mkdtemp(prefix=f"{self.folder.name}{UNFINISHED}", dir=self.folder.parent)
+        )
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self.folder.rename(aside / "old")
             self.unfinished.rename(self.folder)
-        return Numbered(vocabulary, counts, read, self.sentences, self.longest, folder=self.folder)
+        except OSError:
+            found = load(self.folder, self.fingerprint, Repairs())
+            if found is None:
+                raise
+            return found
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return None
 
     def discard(self) -> None:
         """Remove what was not finished."""
-        for file in (self.ids, self.sizes):
+        for file in (self.ids, self.sizes, self.lock):
             with contextlib.suppress(OSError):
                 file.close()
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete what processes left behind that are no more."""
-    for path in folder.parent.glob(f"{folder.name}.unfinished-*"):
-        number = path.name.rpartition("-")[2]
-        if number.isdigit() and (int(number) == os.getpid() or not alive(int(number))):
-            shutil.rmtree(path, ignore_errors=True)
+def lock(path: Path) -> TextIO:
+    """The file, for this process as long as it is open.
 
-
-def alive(process: int) -> bool:
-    """Whether there is such a process."""
+    Raises:
+        BlockingIOError: it is another's.
+    """
+    file = path.open("a")
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # someone else's
-        return True
-    return True
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what processes that are no more have left behind: theirs is no lock."""
+    for path in folder.parent.glob(f"{glob.escape(folder.name)}{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            if (path / LOCK).exists():
+                lock(path / LOCK).close()
+            elif time.time() - path.stat().st_mtime < STARTING:
+                continue
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -253,28 +315,41 @@ def told(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        advice = "; free some, or name another folder by cache=" * (error.errno == errno.ENOSPC)
-        raise InputError(f"cache: {folder} cannot be written: {reason}{advice}") from error
+        free = "free some, or " * (error.errno == errno.ENOSPC)
+        raise InputError(
+            f"cache: {folder} cannot be written: {reason}; {free}name another folder by cache="
+        ) from error
 
 
-def load(folder: Path, fingerprint: dict[str, Any]) -> Numbered | None:
+def load(folder: Path, fingerprint: dict[str, Any], repairs: Repairs) -> Numbered | None:
     """The ids of an earlier run; None where they are of another text or not whole."""
-    try:
-        meta = json.loads((folder / META).read_text())
-        if meta["fingerprint"] != fingerprint:
+    with contextlib.ExitStack() as stack:
+        try:
+            text = (folder / META).read_text()
+            meta = json.loads(text)
+            if meta["fingerprint"] != fingerprint:
+                return None
+            if any(checksum(folder / name) != meta["sums"][name] for name in (IDS, SIZES, WORDS)):
+                return None
+            table = pq.read_table(folder / WORDS)
+            counts = table["count"].combine_chunks().to_numpy()
+            words = table["word"].combine_chunks()
+            sizes = (meta["tokens"], meta["sentences"], meta["longest"])
+            ids, lengths = (
+                stack.enter_context((folder / name).open("rb")) for name in (IDS, SIZES)
+            )
+            if int(counts.sum()) != meta["tokens"]:
+                return None
+            repairs.add(*meta["repairs"])
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return None
-        if any(checksum(folder / name) != value for name, value in meta["sums"].items()):
-            return None
-        table = pq.read_table(folder / WORDS)
-        counts = table["count"].combine_chunks().to_numpy()
-        words = table["word"].combine_chunks()
-        expected = int(counts.sum()), len(counts)
-        if expected[0] != meta["tokens"]:
-            return None
-        sizes = (meta["tokens"], meta["sentences"], meta["longest"])
-        return Numbered(words, counts, *sizes, folder=folder)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        return None
+        stack.pop_all()  # the files stay open
+    return Numbered(words, counts, *sizes, disk=Disk(folder, digest(text), ids, lengths))
+
+
+def digest(text: str) -> str:
+    """Of what describes a folder, checksums included."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(path: Path) -> int:

@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import Queue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,6 @@ from simcse_fast.information.ids import MemorySink, Numbered, Sink
 from simcse_fast.information.lower_case import Numbering, grown, in_lower_case
 from simcse_fast.information.sentences import Part, Sentences, TokenIds, from_strings
 from simcse_fast.kernels.cooccurrence.numba_sentences import drop_repeats
-from simcse_fast.kernels.numba_threads import run_workers
 from simcse_fast.kernels.text.numba_kernels import Words
 
 Ids = NDArray[np.uint32]
@@ -92,16 +93,39 @@ def split_sentences(texts: Sentences, language: str) -> Sentences:
     return from_strings([part for part in found if not part.isspace()])
 
 
-class InOrder:
-    """Lets workers write in the order of the text, so that results do not depend on luck."""
+class Turn(NamedTuple):
+    """A part of a text, its number, and how much was read for it."""
 
-    def __init__(self) -> None:
+    number: int
+    part: Part
+    read: int
+
+
+class Crew:
+    """Workers that number the parts of a text; what they found is written in its order.
+
+    Otherwise results would depend on who is quicker.
+    """
+
+    def __init__(self, plan: Plan, sink: Sink, tick: Callable[[int, int], object]) -> None:
+        # A tokenizer has threads of its own.
+        self.readers = [Reader(plan) for _ in range(1 if plan.encoder else plan.threads)]
+        self.sink, self.tick = sink, tick
         self.condition, self.written, self.failed = threading.Condition(), 0, False
 
-    def wait(self, number: int) -> bool:
-        """Wait for the turn of a part; False where another worker failed. Called with the lock."""
-        self.condition.wait_for(lambda: self.written == number or self.failed)
-        return not self.failed
+    def take(self, worker: int, turn: Turn) -> None:
+        """Number a part, and write it when its turn comes."""
+        ids, sizes = self.readers[worker].number(turn.part.sentences)
+        with self.condition:
+            self.condition.wait_for(lambda: self.written == turn.number or self.failed)
+            if self.failed:
+                return
+            self.sink.append(worker, ids, sizes)
+            self.tick(turn.read, len(ids))
+            if turn.number % TIDY == TIDY - 1:
+                pa.default_memory_pool().release_unused()
+            self.written += 1
+            self.condition.notify_all()
 
     def fail(self) -> None:
         """Wake up who waits for a part that will not come."""
@@ -109,47 +133,65 @@ class InOrder:
             self.failed = True
             self.condition.notify_all()
 
-    def done(self) -> None:
-        """On to the next part. Called with the lock."""
-        self.written += 1
-        self.condition.notify_all()
+    def work(self, worker: int, queue: Queue[Turn | None]) -> None:
+        """Take parts until there are no more; to the end, or who fills the queue would wait."""
+        failure = None
+        while (turn := queue.get()) is not None:
+            try:
+                if not self.failed:
+                    self.take(worker, turn)
+            except BaseException as error:
+                failure = error
+                self.fail()
+        if failure is not None:
+            raise failure
+
+    def share_out(self, turns: Iterator[Turn]) -> None:
+        """Hand out parts as they come, until all is read or a worker fails."""
+        workers = len(self.readers)
+        queue: Queue[Turn | None] = Queue(workers)
+        with ThreadPoolExecutor(workers) as pool:
+            futures = []
+            try:
+                futures += [pool.submit(self.work, worker, queue) for worker in range(workers)]
+                for turn in turns:
+                    if self.failed:
+                        break
+                    queue.put(turn)
+            except BaseException:
+                self.fail()
+                raise
+            finally:
+                for _ in range(workers):
+                    queue.put(None)
+        for future in futures:
+            future.result()
 
 
 def number_text(text: Text, plan: Plan, sink: Sink, tick: Callable[[int, int], object]) -> Numbered:
-    """Read, split and number a text; `tick` gets bytes read and tokens found."""
-    readers = [Reader(plan) for _ in range(1 if plan.encoder else plan.threads)]
-    parts, reading, order = enumerate(text.parts), threading.Lock(), InOrder()
-    place = 0
+    """Read, split and number a text; `tick` gets bytes read and tokens found.
 
-    def next_part() -> tuple[int, Part, int] | None:
-        nonlocal place
-        with reading:
-            found = next(parts, None)
-            if found is None:
-                return None
-            before, place = place, found[1].done
-            return *found, place - before
+    The caller's thread reads, so that a stream may belong to it and Ctrl-C waits for no worker.
+    """
+    crew = Crew(plan, sink, tick)
+    turns = (
+        Turn(number, part, part.done - before)
+        for number, (before, part) in enumerate(with_previous(text.parts))
+    )
+    if len(crew.readers) > 1:
+        crew.share_out(turns)
+    else:
+        for turn in turns:
+            crew.take(0, turn)
+    return finish(crew.readers, sink)
 
-    def work(worker: int) -> Iterator[int]:
-        try:
-            while (found := next_part()) is not None:
-                number, part, read = found
-                ids, sizes = readers[worker].number(part.sentences)
-                with order.condition:
-                    if not order.wait(number):
-                        return
-                    sink.append(worker, ids, sizes)
-                    tick(read, len(ids))
-                    if number % TIDY == TIDY - 1:
-                        pa.default_memory_pool().release_unused()
-                    order.done()
-                yield 0
-        except BaseException:
-            order.fail()
-            raise
 
-    run_workers(len(readers), work, lambda _: None)
-    return finish(readers, sink)
+def with_previous(parts: Iterator[Part]) -> Iterator[tuple[int, Part]]:
+    """Each part with what was read before it."""
+    before = 0
+    for part in parts:
+        yield before, part
+        before = part.done
 
 
 def finish(readers: list[Reader], sink: Sink) -> Numbered:

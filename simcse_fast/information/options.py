@@ -132,6 +132,7 @@ def window(context: Any) -> int:
 
 def size(name: str, value: Any) -> int:
     """Bytes, as a number or as in "2 GB" or "512 MiB"."""
+    given = value
     if isinstance(value, str):
         found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?)B?\s*", value.upper())
         try:
@@ -139,7 +140,7 @@ def size(name: str, value: Any) -> int:
         except (KeyError, ValueError):
             value = None
         if value is None:
-            raise ValueError(f'{name}: expected bytes or a size as in "2 GB"')
+            raise ValueError(f'{name}: expected bytes or a size as in "2 GB", got {given!r}')
     return whole(name, value, 1)
 
 

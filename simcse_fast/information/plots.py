@@ -32,7 +32,7 @@ def plot_gain(table: InformationTable, ax: Axes | None, column: Column) -> Axes:
     if "null" in table.arrow.column_names:
         draw_chance(table, ax, column)
     name_words(table, ax, column)
-    if len(table):
+    if np.isfinite(value).any():
         ax.set_xscale("log")
     ax.set_xlabel("occurrences of the word")
     ax.set_ylabel(TITLES[column])
@@ -49,7 +49,7 @@ def draw_chance(table: InformationTable, ax: Axes, column: Column) -> None:
         count, null = table.column("count"), table.column("null")
         known = ~np.isnan(null)
         count, null = count[known], null[known]
-        edges = np.geomspace(max(count.min(initial=1), 1), count.max(initial=1) + 1, BINS)
+        edges = np.geomspace(count.min(), count.max() + 1, BINS) if len(count) else [1]
         bins = np.digitize(count, edges)
         kept = np.unique(bins)
         middles = [[np.median(count[bins == k]), np.median(null[bins == k])] for k in kept]

@@ -138,6 +138,8 @@ def blocks(path: Path) -> Iterator[tuple[bytes, int]]:
 
 def line_parts(source: Source) -> Iterator[Part]:
     """A UTF-8 text file; line breaks stay at the ends of the sentences."""
+    if source.column is not None and kind_of(source.path) == ".txt":
+        raise ValueError(f"{source.where}: column {source.column!r}: lines of text have none")
     line, place, blank = 1, 0, True
     for content, done in blocks(source.path):
         nul = content.find(b"\0")
@@ -226,13 +228,22 @@ def parquet_parts(source: Source) -> Iterator[Part]:
             file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=PAGES)
             column = column_of(file.schema_arrow, source.where, source.column)
             size, rows, first = os.fstat(opened.fileno()).st_size, file.metadata.num_rows, 0
-            for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
+            step = rows_of_a_part(file.metadata, column)
+            for batch in file.iter_batches(batch_size=step, columns=[column]):
                 found = from_arrow(batch.column(0), source.where, source.repairs, first)
                 first += len(batch)
                 yield Part(found, size * first // rows)
         except pa.ArrowInvalid as error:
             told = " ".join(str(error).split())
             raise ValueError(f"{source.where} is not a Parquet file: {told}") from error
+
+
+def rows_of_a_part(metadata: Any, column: str) -> int:
+    """As many rows of a Parquet file as have about BLOCK bytes; they may be whole books."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    size = sum(one.total_uncompressed_size for one in columns if one.path_in_schema == column)
+    return int(max(1, min(ROWS, BLOCK * metadata.num_rows // max(size, 1))))
 
 
 def column_of(schema: pa.Schema, where: str, column: str | None = None) -> str:

@@ -55,11 +55,15 @@ class Repairs:
 
     def add(self, count: int, where: str) -> None:
         """Remember how many characters were replaced, and where the first one was."""
-        self.first = self.first or where
+        self.first = self.first or where * (count > 0)
         self.replaced += count
 
+    def forget(self) -> None:
+        """Begin again."""
+        self.replaced, self.first = 0, ""
+
     def tell(self) -> None:
-        """Warn, if anything was replaced."""
+        """Warn whoever calls the public function, if anything was replaced."""
         if self.replaced:
             times = "once" if self.replaced == 1 else f"{self.replaced:,} times, first"
             warnings.warn(
@@ -125,7 +129,10 @@ def repaired(
     whole = array.cast(pa.large_binary()).to_pylist()
     for row in rows:
         text = whole[row].decode("utf-8", "replace")
-        repairs.add(text.count(REPLACEMENT), f"{where}, row {first + row}".removeprefix("corpus: "))
+        known = whole[row].count(REPLACEMENT.encode())
+        repairs.add(
+            text.count(REPLACEMENT) - known, f"{where}, row {first + row}".removeprefix("corpus: ")
+        )
         whole[row] = text.encode()
     return pa.array(whole, pa.large_binary()).view(pa.large_string())
 

@@ -31,10 +31,10 @@ NUMBERS = {  # columns of nats, and their titles
 class InformationTable:
     """One row per word, the most frequent first; all information in nats (natural logarithm).
 
-    Columns: `word`; `count`; `probability` P(w) = count / tokens; `self_information` -log P(w);
-    `information_gain` KL(P(.|w) || P(.)), NaN for a word that never has company. With a
-    correction also `null`, the information gain to be expected by chance, and `corrected`, the
-    difference.
+    Columns: `word`; `count`; `probability` P(w), count / tokens or, where it was asked for, w's
+    share of all company; `self_information` -log P(w); `information_gain` KL(P(.|w) || P(.)), NaN
+    for a word that never has company. With a correction also `null`, the information gain to be
+    expected by chance, and `corrected`, the difference.
 
     Attributes:
         arrow: the columns as a `pyarrow.Table`.
@@ -117,7 +117,7 @@ class InformationTable:
         """A column as a numpy array, without a copy for the numbers.
 
         Args:
-            name: word, count, probability, self_information or information_gain.
+            name: word, count, probability, self_information, information_gain, null or corrected.
 
         Returns:
             (rows,) int64 for count, float64 for the others, objects for words.
