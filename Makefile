@@ -50,7 +50,7 @@ sanitize: ## the native library's tests under AddressSanitizer and UBSan
 bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(INSTALL) --no-deps cut-cross-entropy
 	$(BIN)/python -m benchmarks.bench_info_nce
-	$(BIN)/pytest benchmarks/bench_information.py
+	$(BIN)/python -m benchmarks.bench_information
 	$(BIN)/python -m benchmarks.bench_training
 	$(BIN)/python -m benchmarks.bench_static
 	$(BIN)/python -m benchmarks.bench_attribution

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
-from benchmarks import report_attribution, report_gpu, report_training
+from benchmarks import report_attribution, report_gpu, report_information, report_training
 from benchmarks.harness import RESULTS
 
 if TYPE_CHECKING:
@@ -158,6 +158,18 @@ def attribution(folder: Path, page: Path) -> list[str]:
     return lines
 
 
+def information(folder: Path, page: Path) -> list[str]:
+    """Sections on information gain."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("information-cpu-*.json")):
+        result = json.loads(path.read_text())
+        picture = page.with_name(f"{path.stem.replace('-cpu', '', 1)}.svg")
+        source = result["provenance"]
+        lines += report_information.section(result, picture, machine(source))
+        lines += [origin(source), ""]
+    return lines
+
+
 def section(result: dict[str, Any], picture: str) -> list[str]:
     """What docs/benchmarks.md says of one machine."""
     rows, source = result["rows"], result["provenance"]
@@ -202,6 +214,7 @@ def main() -> None:
         lines += report_gpu.section(json.loads(path.read_text()), picture)
     lines += training(options.results, options.page)
     lines += attribution(options.results, options.page)
+    lines += information(options.results, options.page)
     options.page.write_text("\n".join(lines).rstrip() + "\n")
     print(options.page)
 
