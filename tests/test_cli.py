@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -143,6 +144,14 @@ def test_information_shows_both_ends_and_every_band(corpus, tmp_path, capsys):
         pytest.param(["CORPUS", "--counts", "t.csv"], "name in .parquet", id="pairs"),
         pytest.param(["CORPUS", "--counts", "no/t.parquet"], "--counts no/t", id="no-folder-pairs"),
         pytest.param(["CORPUS", "--plot", "no/t.png"], "cannot be written", id="no-folder-plot"),
+        pytest.param(["CORPUS", "--out", "CORPUS"], "expected a name in .csv", id="out-is-txt"),
+        pytest.param(
+            ["CORPUS", "--out", "a.parquet", "--counts", "./a.parquet"],
+            "--counts a.parquet: this is --out, too",
+            id="one-name-for-two",
+        ),
+        pytest.param(["CORPUS", "--no-cache", "--cache", "x"], "not allowed with", id="caches"),
+        pytest.param(["CORPUS", "--context", "²"], "context: expected", id="superscript"),
         pytest.param(["CORPUS", "--context", "page"], "context: expected", id="context"),
         pytest.param(["CORPUS", "--memory-limit", "big"], "memory_limit: expected", id="limit"),
         pytest.param(["CORPUS", "--column", "text", "--split-sentences", "E"], "'E'", id="code"),
@@ -157,9 +166,39 @@ def test_information_shows_both_ends_and_every_band(corpus, tmp_path, capsys):
 def test_information_refuses_in_one_sentence(arguments, message, corpus, capsys, monkeypatch):
     monkeypatch.chdir(corpus.parent)
     arguments = [str(corpus) if one == "CORPUS" else one for one in arguments]
-    assert cli.main(["information", *arguments]) == 2
+    try:
+        code = cli.main(["information", *arguments])
+    except SystemExit as stop:  # what argparse refuses
+        code = stop.code
+    assert code == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.count("\n") == 1
+
+
+def test_information_does_not_replace_its_corpus(tmp_path, capsys):
+    path = tmp_path / "own.parquet"
+    pq.write_table(pa.table({"text": LINES}), path)
+    before = path.read_bytes()
+    assert cli.main(["information", str(path), "--out", str(path)]) == 2
+    assert "this is the corpus, too" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_information_writes_json_and_plots_without_company(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("lonely\nalone\n")
+    arguments = ["--min-count", "1", "--probability", "marginal", "--json"]
+    plot = ["--plot", str(tmp_path / "a.png")]
+    assert cli.main(["information", str(tmp_path / "a.txt"), *arguments, *plot]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [row["self_information"] for row in told["words"]] == [None, None]
+
+
+def test_information_tells_of_invalid_text_in_one_line(tmp_path, capsys):
+    (tmp_path / "bad.txt").write_bytes(b"a \xff b\n")
+    assert cli.main(["information", str(tmp_path / "bad.txt"), "--min-count", "1"]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("simcse-fast: invalid UTF-8 was replaced by U+FFFD once in ")
     assert error.count("\n") == 1
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from simcse_fast.information import InformationTable, cache, counting, ids
 from simcse_fast.information import gain as gains
+from simcse_fast.information.sentences import Repairs
 from simcse_fast.kernels.cooccurrence import engine
 
 KILLED = Path(__file__).with_name("information_killed.py")
@@ -127,6 +129,22 @@ def test_a_torn_cache_is_rebuilt(text, readings, name, damage):
     assert len(readings) == 2
     assert_same(gain(text, cache=True), expected)
     assert len(readings) == 2
+
+
+@pytest.mark.parametrize("name", [ids.IDS, ids.SIZES, ids.WORDS])
+def test_every_flipped_bit_is_seen(text, name):
+    gain(text, cache=True)
+    folder = folders(text)[0]
+    meta = json.loads((folder / ids.META).read_text())
+    path, rng = folder / name, np.random.default_rng(0)
+    whole = path.read_bytes()
+    for bit in rng.integers(0, 8 * len(whole), 100):
+        torn = bytearray(whole)
+        torn[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(torn)
+        assert ids.load(folder, meta["fingerprint"], Repairs()) is None
+    path.write_bytes(whole)
+    assert ids.load(folder, meta["fingerprint"], Repairs()) is not None
 
 
 def test_what_a_killed_process_left_is_removed(text):
@@ -306,6 +324,21 @@ def test_the_limit_decides_the_passes(monkeypatch):
         end(one - 1)
 
 
+def test_texts_longer_than_memory_for_squares_of_them(tmp_path, passes):
+    """A few long documents: what a pass may copy is bounded by the tokens, not by the pairs."""
+    words = " ".join(f"w{i % 997}" for i in range(60_000))
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join([words] * 3))
+    table = gain(path, memory_limit="4 GB", context="document")
+    assert len(passes) > 3
+    assert_same(table, gain(path, cache=False))
+
+
+def test_ids_that_are_in_memory_have_no_limit():
+    with pytest.raises(ValueError, match="memory_limit: token ids are in memory already"):
+        gain((np.array([0, 1]), np.array([0, 2])), memory_limit="4 GB")
+
+
 def test_a_limit_that_is_too_low_is_told(text):
     with pytest.raises(ValueError, match=r"memory_limit: the process takes .* got 1,000,000"):
         gain(text, memory_limit="1 MB")
@@ -366,15 +399,31 @@ def test_a_second_run_finishes_what_was_cut_off(text, passes, point, how):
     assert len(passes) == every - 2 * (point == "after-two-passes")
 
 
-def test_ctrl_c_while_workers_run_leaves_nothing(text, monkeypatch):
-    monkeypatch.setattr(gains, "number_text", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        gain(text, cache=True)
-    assert folders(text) == []
-
-
-def interrupt(*_):
-    raise KeyboardInterrupt
+def test_ctrl_c_stops_all_workers_at_once(tmp_path):
+    """A real signal, while two workers split a stream that never ends."""
+    code = """
+import itertools, sys
+from simcse_fast import information_gain
+information_gain(["a b c"], min_count=1)
+def stream():
+    for number in itertools.count():
+        if number == 100_000:
+            print("running", flush=True)
+        yield "some words that follow each other"
+information_gain(stream(), threads=2, memory_limit="8 GB", cache=sys.argv[1])
+"""
+    run = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout.readline() == "running\n"
+    assert list(tmp_path.iterdir()) != []  # the ids of a stream are kept there for the time being
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert "KeyboardInterrupt" in told
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_may_keep_the_same_ids(text):

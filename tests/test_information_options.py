@@ -37,6 +37,11 @@ def test_windows_count_positions_to_either_side(texts, window):
     assert_is_reference(marginal, texts, window=window, marginal=True)
 
 
+@pytest.mark.parametrize("window", [2**62, 2**63 - 1, 10**19])
+def test_windows_of_any_width(window):
+    assert_same(gain(TEXTS, context=window), gain(TEXTS, context=1000))
+
+
 def test_documents_are_whole_texts():
     assert_same(gain(TEXTS, context="document"), gain(TEXTS))
 
@@ -234,3 +239,43 @@ def test_plots_show_chance():
     assert curve[:, 1].max() <= null.max()
     corrected = table.plot(corrected=True).collections[0].get_offsets()
     np.testing.assert_array_equal(corrected[:, 1], table.column("corrected"))
+
+
+class Bar:
+    """What tqdm is told."""
+
+    def __init__(self, **options):
+        self.options, self.updates, self.told = options, [], []
+        self.format_dict = {"elapsed": 2.0}
+        BARS.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, count):
+        self.updates.append(count)
+
+    def set_postfix_str(self, text, **_):
+        self.told.append(text)
+
+
+BARS = []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bars_tell_bytes_tokens_and_their_rate(threads, tmp_path, monkeypatch):
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    BARS.clear()
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(random_texts(500)))
+    table = gain(path, progress=True, threads=threads, correction="shuffle", rounds=2)
+    reading, counting, shuffling = BARS
+    assert reading.options["total"] == sum(reading.updates) == path.stat().st_size
+    assert reading.told[-1] == f"{table.tokens / 1e6:.1f} M tokens, {table.tokens / 2e6:.1f} M/s"
+    assert counting.options["total"] == sum(counting.updates) == table.tokens
+    assert shuffling.options["total"] == sum(shuffling.updates) == 2 * table.tokens
+    assert [bar.options["desc"] for bar in BARS] == ["splitting", "counting", "shuffling"]
+    assert {bar.options["disable"] for bar in BARS} == {None}  # silent where no terminal is

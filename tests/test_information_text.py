@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import sqlite3
 import warnings
 
 import datasets
@@ -66,6 +67,7 @@ def test_streams_tables_and_frames_agree(expected, tmp_path):
         pa.Table.from_pylist(rows),
         pa.chunked_array([SENTENCES[:3], SENTENCES[3:]]),
         (text for text in SENTENCES),
+        pa.Table.from_pylist(rows).to_reader(),
         tmp_path / "a.parquet",
     ):
         assert_same(gain(corpus, threads=2), expected)
@@ -111,6 +113,32 @@ def test_a_line_of_100_megabytes(tmp_path):
     )
 
 
+def test_a_stream_is_read_by_the_thread_that_owns_it():
+    """As cursors of sqlite3 demand."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table t (text)")
+    connection.executemany("insert into t values (?)", [(text,) for text in SENTENCES])
+    rows = (row[0] for row in connection.execute("select text from t"))
+    assert_same(gain(rows, threads=3), gain(SENTENCES))
+
+
+def test_a_stream_that_begins_like_a_path_is_a_stream():
+    texts = ["notes.txt", "more words", "and others"]
+    assert gain(iter(texts)).tokens == 6
+
+
+@pytest.mark.parametrize("vocabulary", [{"b": 1, "a": 0}, {"a", "b"}], ids=["dict", "set"])
+def test_a_vocabulary_without_order_is_refused(vocabulary):
+    with pytest.raises(TypeError, match="vocabulary must be a list, the word of id 0 first"):
+        gain(([0, 1], [0, 2], vocabulary))
+    assert gain(([0, 1], [0, 2], pa.array(["a", "b"]))).arrow["word"].to_pylist() == ["a", "b"]
+
+
+def test_lines_have_no_columns(tmp_path):
+    with pytest.raises(ValueError, match=r"a.txt: column 'text': lines of text have none"):
+        gain(write(tmp_path / "a.txt", "a b"), column="text")
+
+
 # Broken text
 
 
@@ -141,8 +169,15 @@ def test_invalid_utf8_is_replaced_and_told_once(content, words, message, pack, t
     assert re.search(f"corpus: invalid UTF-8 was replaced by U.FFFD {message}", told)
 
 
+def test_invalid_utf8_is_told_again_where_ids_are_kept(tmp_path):
+    path = write(tmp_path / "bad.txt", b"a \xff\nb")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="replaced by U.FFFD once in .*bad.txt, line 1"):
+            gain(path, cache=True)
+
+
 def test_invalid_utf8_in_arrow_is_replaced(tmp_path):
-    array = pa.array([b"a", b"b\xff", b"\xffc"]).view(pa.string())
+    array = pa.array([b"a", b"b\xff\xef\xbf\xbd", b"\xffc"]).view(pa.string())
     pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
     for corpus in (array, tmp_path / "a.parquet"):
         table, told = replaced(corpus)
