@@ -173,9 +173,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
         left.semilogx(
             *zip(*points, strict=True), style, color=COLOURS[threads], markersize=4, label=name
         )
-    left.set(xlabel="tokens", ylabel="M tokens/s", ylim=(0, None))
+    lengths = [row["tokens"] for row in rows]
+    left.set_xticks(lengths, [f"{count / 1e6:.1f} M" for count in lengths], minor=False)
+    left.set_xticks([], minor=True)
+    left.set(xlabel="tokens", ylabel="M tokens/s", ylim=(0, 1.25 * left.get_ylim()[1]))
     left.grid(alpha=0.25)
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
     peers(result, right)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

@@ -227,7 +227,7 @@ def test_pair_as_json(calls, capsys):
         ),
         pytest.param(
             ["--file", "gone.txt"],
-            "--file: no file 'gone.txt'; expected .txt, .parquet, .jsonl\n",
+            "--file: no file 'gone.txt'; expected .txt, .parquet, .jsonl, .gz, .zst\n",
             id="missing",
         ),
         pytest.param(["--file", "empty.txt"], "empty.txt is empty", id="empty"),

@@ -141,8 +141,8 @@ def one_machine(text, *, presence, probability):
     company = np.bincount(ids, np.repeat(np.diff(offsets) - 1, np.diff(offsets))).astype(np.int64)
     share = counts if probability == "unigram" else company
     log_p, table = engine.log_shares(share), entropy_table()
-    sums, terms = engine.pair_sums(corpus, (ids, offsets), run, log_p=log_p, table=table)
-    return vocabulary, counts, company, engine.divergence(sums, terms)
+    sums, counted = engine.pair_sums(corpus, (ids, offsets), run, log_p=log_p, table=table)
+    return vocabulary, counts, company, engine.divergence(sums, counted.terms)
 
 
 def shuffled(plan, texts):

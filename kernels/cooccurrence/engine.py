@@ -184,17 +184,16 @@ def count_chunk(
 
     def work(worker: int) -> Iterator[int]:
         triangle, load, terms = counted[worker]
-        done, frequent = 0, np.zeros(min(FREQUENT, len(corpus.counts)))
+        frequent = np.zeros(min(FREQUENT, len(corpus.counts)))
         for low, high in pieces(starts, shares[worker]):
             if isinstance(texts, Windows):
-                count_windows(texts, (low, high), log_p, terms, corpus.dense, triangle, load)
+                rare = count_windows(texts, (low, high), log_p, terms, corpus.dense, triangle, load)
             else:
                 sort_bags(ids, texts, (low, high), overwrite=overwrite)
                 add_terms(texts, (low, high), log_p, *terms)
-                count_dense(texts, (low, high), corpus.dense, triangle, load)
+                rare = count_dense(texts, (low, high), corpus.dense, triangle, load)
             move_up(terms.cross, frequent)
-            before, done = done, int(starts[high] - starts[shares[worker][0]] - load[:, 0].sum())
-            yield done - before
+            yield int(starts[high] - starts[low]) - rare
         terms.cross[: len(frequent)] = frequent
 
     run(work)

@@ -101,13 +101,15 @@ def add_terms(
 @jit
 def count_dense(
     bags: Bags, share: tuple[int, int], dense: int, triangle: Array, load: Array
-) -> None:
+) -> int:
     """Count pairs of words below `dense` in a triangle, and every other word's load.
 
-    load: (words - dense, 2) sentences of each word, and the entries before it there.
+    load: (words - dense, 2) sentences of each word, and the entries before it there. Returns what
+    was added to the sentences.
     """
     entries, bits, mask = bags.entries, bags.bits, bags.mask
     one, first = np.uint64(1), np.uint64(dense)  # unsigned: no test for negative indices
+    rare = 0
     for s in range(*share):
         start = bags.starts[s]
         for stop in range(start, start + np.int64(bags.sizes[s])):
@@ -115,10 +117,12 @@ def count_dense(
             if word >= first:
                 load[word - first, 0] += 1
                 load[word - first, 1] += stop - start
+                rare += 1
                 continue
             row = word * (word - one) >> one
             for i in range(start, stop):
                 triangle[row + np.uint64(entries[i] >> bits)] += times * (entries[i] & mask)
+    return rare
 
 
 @jit

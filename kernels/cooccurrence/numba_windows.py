@@ -54,9 +54,13 @@ def count_windows(
     dense: int,
     triangle: Array,
     load: Array,  # (words - dense, 2) occurrences of each word, and the positions beside them
-) -> None:
-    """Add a range of texts to the terms, the triangle of frequent pairs and the rows' load."""
+) -> int:
+    """Add a range of texts to the terms, the triangle of frequent pairs and the rows' load.
+
+    Returns the occurrences that were added to the load.
+    """
     ids, (company, cross, own) = texts.entries, terms
+    found = 0
     for s in range(*share):
         start, end = texts.starts[s], texts.starts[s + 1]
         for i in range(start, end):
@@ -70,6 +74,7 @@ def count_windows(
             if word >= dense:
                 load[word - dense, 0] += 1
                 load[word - dense, 1] += high - low
+                found += 1
             for j in range(i + 1, high):
                 other = np.int64(ids[j])
                 if other == word:
@@ -77,6 +82,7 @@ def count_windows(
                 elif word < dense and other < dense:
                     rare = max(word, other)
                     triangle[rare * (rare - 1) // 2 + min(word, other)] += np.uint32(1)
+    return found
 
 
 @jit
