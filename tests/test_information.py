@@ -4,8 +4,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -362,26 +360,6 @@ def test_bad_options(options, kind, message):
 def test_a_tokenizer_for_ids_is_refused():
     with pytest.raises(ValueError, match="tokenizer: the corpus is token ids already"):
         gain((IDS, [0, 3]), tokenizer=word_level(["[UNK]"]))
-
-
-# Installation
-
-
-def test_works_where_nothing_can_be_written(tmp_path):
-    """A read-only install without a home: compiled in memory, one short kernel."""
-    code = (
-        "import numba.core.caching as c\n"
-        "def refuse(*a, **k): raise RuntimeError('no locator available')\n"
-        "c.FunctionCache.__init__ = refuse\n"
-        "from simcse_fast.kernels.text.numba_kernels import same_word\n"
-        "import numpy as np\n"
-        "data = np.frombuffer(b'abAB', np.uint8)\n"
-        "print(same_word(data, 0, data, 2, 2))\n"
-    )
-    done = subprocess.run(  # noqa: S603 - our own code
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert done.stdout.strip() == "True"
 
 
 def test_wikipedia_against_scipy(shared_data):

@@ -1,5 +1,7 @@
 """The counting engine: against brute force, scipy, and itself under every split of the work."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -199,3 +201,20 @@ def test_a_failing_worker_stops_the_others_and_is_heard():
 
     with pytest.raises(KeyError, match="lost"):
         run_workers(2, work, lambda _: None)
+
+
+def test_works_where_nothing_can_be_written(tmp_path):
+    """A read-only install without a home: compiled in memory, one short kernel."""
+    code = (
+        "import numba.core.caching as c\n"
+        "def refuse(*a, **k): raise RuntimeError('no locator available')\n"
+        "c.FunctionCache.__init__ = refuse\n"
+        "from simcse_fast.kernels.text.numba_kernels import same_word\n"
+        "import numpy as np\n"
+        "data = np.frombuffer(b'abAB', np.uint8)\n"
+        "print(same_word(data, 0, data, 2, 2))\n"
+    )
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "True"

@@ -21,13 +21,12 @@ from pyspark.sql import SparkSession
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.information import information_gain, spark_tasks
 from simcse_fast.information import spark as on_spark
-from simcse_fast.information.lower_case import in_lower_case
+from simcse_fast.information.lower_case import Sets, in_lower_case
 from simcse_fast.information.numbering import by_frequency
 from simcse_fast.information.sentences import from_arrow
 from simcse_fast.information.spark import count_on_spark
 from simcse_fast.kernels.cooccurrence import engine, reference
 from simcse_fast.kernels.cooccurrence.numba_rows import entropy_table
-from simcse_fast.kernels.cooccurrence.numba_sentences import drop_repeats
 from simcse_fast.kernels.text.numba_kernels import Words
 from simcse_fast.kernels.text.reference import split_words
 
@@ -127,7 +126,7 @@ def number(text, *, presence):
     lower = in_lower_case(words).dictionary_encode()
     ids = lower.indices.to_numpy()[ids].astype(np.uint32)
     if presence:
-        ids = ids[: drop_repeats(ids, sizes, np.zeros(len(lower), np.int64), 1)]
+        ids = Sets()(ids, sizes)
     counts = np.bincount(ids, minlength=len(lower.dictionary))
     vocabulary, counts, rank = by_frequency(lower.dictionary, counts)
     return rank[ids], np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]), vocabulary, counts

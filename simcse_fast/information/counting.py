@@ -7,6 +7,7 @@ it is done: a run that was cut off goes on after the last one.
 from __future__ import annotations
 
 import errno
+import sys
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class How:
     memory_limit: int | None  # bytes
     tick: Tick
     visit: Visit | None = None  # gets the index of every range of rows
+
+    @property
+    def limit(self) -> int:
+        """Bytes that the process may take."""
+        return sys.maxsize if self.memory_limit is None else self.memory_limit
 
 
 @dataclass(frozen=True)
@@ -119,13 +125,13 @@ def fixed_bytes(corpus: Corpus, how: How) -> int:
 
 def in_memory(numbered: Numbered, corpus: Corpus, how: How) -> bool:
     """Whether all bags and spans may be there at once."""
-    if how.memory_limit is None or numbered.disk is None:
+    if numbered.disk is None:
         return True
     rare = int(numbered.counts[corpus.dense :].sum())
     entries = np.dtype(corpus.entry).itemsize
     ids = 0 if entries == BYTES_OF_ID else BYTES_OF_ID  # bags take the memory of ids if they can
     needed = numbered.tokens * (ids + entries) + rare * SPAN + numbered.sentences * 12
-    return resident_memory() + fixed_bytes(corpus, how) + needed <= how.memory_limit
+    return resident_memory() + fixed_bytes(corpus, how) + needed <= how.limit
 
 
 def whole(numbered: Numbered) -> engine.Chunk:
@@ -150,11 +156,9 @@ def count_in_passes(
     place: Path | None,
 ) -> tuple[NDArray[np.float64], Counted]:
     """Sums over the rows of all words, a range of rows at a time."""
-    if how.memory_limit is not None:
-        room = room_for_rows(corpus, how, how.memory_limit, numbered.tokens)
-        room -= fixed_bytes(corpus, how)
-        if room < 0:
-            raise too_few(corpus, how.memory_limit, how.memory_limit - room)
+    room = room_for_rows(corpus, how, numbered.tokens) - fixed_bytes(corpus, how)
+    if room < 0:
+        raise too_few(corpus, how, -room)
     key = f"{how.window} {how.marginal} {corpus.dense} {numbered.disk and numbered.disk.digest}"
     state = load_state(place, key) if place else None
     if state is None:
@@ -179,28 +183,26 @@ def count_in_passes(
     return sums, counted
 
 
-def room_for_rows(corpus: Corpus, how: How, limit: int, tokens: int) -> int:
+def room_for_rows(corpus: Corpus, how: How, tokens: int) -> int:
     """Bytes that a pass may take beside what is there and what reading and adding up take."""
     words = len(corpus.counts)
     # Of each worker: sums and counters; and, in turn, the spans that its share of a chunk has.
     working = how.threads * words * 16 + (2 * how.threads + 3) * words * 8
     chunk = min(tokens, max(CHUNK, corpus.longest)) * OF_CHUNK
-    return limit - resident_memory() - working - chunk
+    return how.limit - resident_memory() - working - chunk
 
 
-def too_few(corpus: Corpus, limit: int, least: int) -> InputError:
-    """What is said of a limit that is too low."""
+def too_few(corpus: Corpus, how: How, more: int) -> InputError:
+    """What is said of a limit that is too low by so many bytes."""
     return InputError(
-        f"memory_limit: {limit:,} bytes are too few for this corpus of {len(corpus.counts):,} "
-        f"words; expected at least {least:,}"
+        f"memory_limit: {how.limit:,} bytes are too few for this corpus of {len(corpus.counts):,} "
+        f"words; expected at least {how.limit + more:,}"
     )
 
 
 def end_of_pass(corpus: Corpus, how: How, tokens: int, load: NDArray[np.int64], first: int) -> int:
     """The end of the longest range of rows from `first` on that fits into memory."""
-    if how.memory_limit is None:
-        return len(corpus.counts)
-    room = room_for_rows(corpus, how, how.memory_limit, tokens)
+    room = room_for_rows(corpus, how, tokens)
     rows = load[first - corpus.dense :]
     occurrences, entries = np.cumsum(rows[:, 0]), np.cumsum(rows.sum(axis=1))
     size = np.dtype(corpus.entry).itemsize
@@ -210,7 +212,7 @@ def end_of_pass(corpus: Corpus, how: How, tokens: int, load: NDArray[np.int64], 
     needed = occurrences * span + np.minimum(entries, tokens) * size
     taken = int(np.searchsorted(needed, room, "right"))
     if not taken:
-        raise too_few(corpus, how.memory_limit, how.memory_limit - room + int(needed[0]))
+        raise too_few(corpus, how, int(needed[0]) - room)
     return first + taken
 
 

@@ -21,7 +21,7 @@ from simcse_fast.information.counting import Gains, How, count_pairs
 from simcse_fast.information.ids import FileSink, MemorySink, Numbered, load, told
 from simcse_fast.information.numbering import Plan, encoder, number_ids, number_text
 from simcse_fast.information.options import Options, check_options
-from simcse_fast.information.pairs import FileOfPairs, MatrixOfPairs, visiting
+from simcse_fast.information.pairs import FileOfPairs, MatrixOfPairs
 from simcse_fast.information.progress import counting_bar, reading_bar
 from simcse_fast.information.sentences import Repairs, TokenIds
 from simcse_fast.information.table import InformationTable
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from simcse_fast.information.spark import SparkCounts
 
 
 def information_gain(
@@ -168,20 +170,18 @@ def count(numbered: Numbered, options: Options, *, kept: bool) -> Any:
         pairs: MatrixOfPairs | FileOfPairs | None = None
         if isinstance(options.return_counts, Path):
             unfinished = stack.enter_context(written_whole(options.return_counts))
-            pairs = FileOfPairs(unfinished, numbered.vocabulary)
+            pairs = FileOfPairs(unfinished, numbered.vocabulary, shown)
         elif options.return_counts:
             pairs = MatrixOfPairs(shown)
         tick = stack.enter_context(counting_bar(numbered.tokens, show=options.progress))
         marginal, limit = options.probability == "marginal", options.memory_limit
         window = min(options.window, numbered.longest)
         how = How(window, marginal, options.threads, limit, tick)
-        counting = replace(how, visit=visiting(pairs, shown)) if pairs else how
+        counting = replace(how, visit=pairs.visit) if pairs else how
         found = count_pairs(numbered, counting, resumable=kept and pairs is None)
-        matrix = pairs.finish(found.counted, shown) if pairs else None
+        matrix = pairs.finish(found.counted) if pairs else None
     null = expected_gain(numbered, found, how, options)
-    words = numbered.vocabulary.slice(0, shown)
-    table = build_table(words, numbered.counts[:shown], found.share[:shown], found.gain, null)
-    result = InformationTable(table, numbered.tokens, numbered.sentences, len(numbered.counts))
+    result = build_table(numbered, shown, share=found.share, gain=found.gain, null=null)
     if pairs is None:
         return result
     return result, options.return_counts if matrix is None else matrix
@@ -192,8 +192,9 @@ def expected_gain(
 ) -> NDArray[np.float64] | None:
     """The correction that was asked for."""
     if options.correction == "null":
-        clumps = clumps_of(numbered, options)
-        return null_gain(found.share, found.counted.terms.company, clumps)
+        sums = [sum_beside(offsets, how.window) for offsets in numbered.lengths()]
+        beside = sum(one for one, _ in sums), sum(two for _, two in sums)
+        return null_of(numbered, options, found.share, found.counted.terms.company, beside)
     if options.correction == "shuffle":
         total = numbered.tokens * options.rounds
         with counting_bar(total, "shuffling", show=options.progress) as tick:
@@ -201,14 +202,18 @@ def expected_gain(
     return None
 
 
-def clumps_of(numbered: Numbered, options: Options) -> NDArray[np.float64] | float:
-    """How the counts of a pair scatter where words are drawn at random."""
+def null_of(
+    counts: Numbered | SparkCounts,
+    options: Options,
+    share: NDArray[np.float64],
+    company: NDArray[np.int64],
+    beside: tuple[float, float],
+) -> NDArray[np.float64]:
+    """What chance gives; sets have no clumps."""
     if options.presence:
-        return 1.0
-    window = min(options.window, numbered.longest)
-    sums = [sum_beside(offsets, window) for offsets in numbered.lengths()]
-    beside = sum(one for one, _ in sums), sum(two for _, two in sums)
-    return clumping(numbered.counts / numbered.tokens, beside, numbered.tokens)
+        return null_gain(share, company)
+    clumps = clumping(counts.counts / counts.tokens, beside, counts.tokens)
+    return null_gain(share, company, clumps)
 
 
 @contextmanager
@@ -286,26 +291,28 @@ def ids_on_disk(text: Text, plan: Plan, options: Options, sink: FileSink) -> Num
 
 
 def build_table(
-    words: pa.Array,  # (rows,)
-    counts: NDArray[np.int64],  # (rows,)
-    share: NDArray[np.float64],  # (rows,)
-    gain: NDArray[np.float64],  # (>= rows,)
-    null: NDArray[np.float64] | None,  # (>= rows,)
-) -> pa.Table:
-    """The columns of the words that are frequent enough."""
-    rows = len(words)
+    counted: Numbered | SparkCounts,
+    shown: int,  # rows
+    *,
+    share: NDArray[np.float64],  # (words,) P(w)
+    gain: NDArray[np.float64],  # (words,)
+    null: NDArray[np.float64] | None,  # (words,)
+) -> InformationTable:
+    """The rows of the words that are frequent enough."""
+    words = counted.vocabulary.slice(0, shown)
     with np.errstate(divide="ignore"):  # a word without company has no share of the margin
-        rarity = 0.0 - np.log(share)  # not -0.0 for the only word
+        rarity = 0.0 - np.log(share[:shown])  # not -0.0 for the only word
     columns = {
         "word": words.cast(pa.string()) if pa.types.is_large_string(words.type) else words,
-        "count": counts,
-        "probability": share,
+        "count": counted.counts[:shown],
+        "probability": share[:shown],
         "self_information": rarity,
-        "information_gain": gain[:rows],
+        "information_gain": gain[:shown],
     }
     if null is not None:
-        columns |= {"null": null[:rows], "corrected": gain[:rows] - null[:rows]}
-    return pa.table(columns)
+        columns |= {"null": null[:shown], "corrected": gain[:shown] - null[:shown]}
+    sizes = counted.tokens, counted.sentences, len(counted.counts)
+    return InformationTable(pa.table(columns), *sizes)
 
 
 def gain_on_spark(corpus: object, options: Options) -> InformationTable:
@@ -327,12 +334,8 @@ def gain_on_spark(corpus: object, options: Options) -> InformationTable:
         raise no_words(found.sentences)
     margin = found.company if options.probability == "marginal" else found.counts
     share = margin / max(int(margin.sum()), 1)
-    null = None
-    if options.correction:
-        beside = float(found.company.sum()), found.squares
-        clumps = clumping(found.counts / found.tokens, beside, found.tokens)
-        null = null_gain(share, found.company, 1.0 if options.presence else clumps)
+    beside = float(found.company.sum()), found.squares
+    asked = options.correction is not None
+    null = null_of(found, options, share, found.company, beside) if asked else None
     shown = int(np.count_nonzero(found.counts >= options.min_count))
-    words, counts = found.vocabulary.slice(0, shown), found.counts[:shown]
-    table = build_table(words, counts, share[:shown], found.gains, null)
-    return InformationTable(table, found.tokens, found.sentences, len(found.counts))
+    return build_table(found, shown, share=share, gain=found.gains, null=null)

@@ -48,10 +48,9 @@ def in_lower_case(words: Words) -> pa.LargeStringArray:
 class Numbering:
     """Numbers words in lower case, those of a vocabulary by their place in it."""
 
-    def __init__(self, *, presence: bool, vocabulary: pa.LargeStringArray | None = None) -> None:
-        self.words, self.presence = Words(), presence
+    def __init__(self, vocabulary: pa.LargeStringArray | None = None) -> None:
+        self.words = Words()
         self.lower = np.empty(0, np.uint32)  # of each entry of the table: the one in lower case
-        self.seen, self.sentences = np.zeros(0, np.int64), 1
         if vocabulary is not None:
             known = from_arrow(vocabulary, "vocabulary")
             self.lower = self.words.number(known.data, known.starts)[0]
@@ -60,12 +59,7 @@ class Numbering:
         """Ids (tokens,) and the number of tokens of each sentence."""
         ids, sizes = self.words.number(sentences.data, sentences.starts)
         self._enter_lower_case()
-        ids = self.lower[ids]
-        if self.presence:
-            self.seen = grown(self.seen, self.words.known)
-            ids = ids[: drop_repeats(ids, sizes, self.seen, self.sentences)]
-            self.sentences += len(sizes)
-        return ids, sizes
+        return self.lower[ids], sizes
 
     def _enter_lower_case(self) -> None:
         """Python lower-cases what is not ASCII; what comes of it is numbered like any text."""
@@ -76,6 +70,20 @@ class Numbering:
         added = np.arange(first, self.words.known, dtype=np.uint32)
         added[: known - first][other] = found
         self.lower = np.concatenate([self.lower, added])
+
+
+class Sets:
+    """Makes sets of sentences, part by part."""
+
+    def __init__(self) -> None:
+        self.seen, self.sentences = np.zeros(0, np.int64), 1
+
+    def __call__(self, ids: Array, sizes: Array) -> Array:
+        """The ids without a sentence's repeats; the sizes are corrected in place."""
+        self.seen = grown(self.seen, int(ids.max()) + 1 if len(ids) else 0)
+        kept = drop_repeats(ids, sizes, self.seen, self.sentences)
+        self.sentences += len(sizes)
+        return ids[:kept]
 
 
 def grown(array: Array, size: int) -> Array:

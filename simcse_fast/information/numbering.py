@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from simcse_fast.information.corpus import Text
 from simcse_fast.information.ids import MemorySink, Numbered, Sink
-from simcse_fast.information.lower_case import Numbering, grown, in_lower_case
+from simcse_fast.information.lower_case import Numbering, Sets, grown, in_lower_case
 from simcse_fast.information.sentences import Part, Sentences, TokenIds, from_strings
-from simcse_fast.kernels.cooccurrence.numba_sentences import drop_repeats
 from simcse_fast.kernels.text.numba_kernels import Words
 
 Ids = NDArray[np.uint32]
@@ -46,33 +45,25 @@ class Reader:
     """One worker: what it has met so far."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.sets = Numbering(presence=True) if plan.presence and not plan.encoder else None
-        self.words = self.sets.words if self.sets else Words()
-        self.counts, self.seen = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self.sentences = 1
+        self.plan, self.sets = plan, Sets() if plan.presence else None
+        self.lower = Numbering()  # sets must know at once which spellings are one word
+        self.words = self.lower.words if plan.presence else Words()
+        self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def number(self, sentences: Sentences) -> tuple[Ids, NDArray[np.uint32]]:
         """Ids in this worker's numbering, and the tokens of each sentence."""
         if self.plan.language:
             sentences = split_sentences(sentences, self.plan.language)
-        if not self.sets and not self.plan.encoder:
+        if self.plan.encoder:
+            ids, sizes = encode(sentences, self.plan.encoder)
+        elif self.sets:
+            ids, sizes = self.lower(sentences)
+        else:
             return self.words.number(sentences.data, sentences.starts)
-        ids, sizes = self.sets(sentences) if self.sets else self._encode(sentences)
+        if self.sets:
+            ids = self.sets(ids, sizes).copy()
         self.counts = grown(self.counts, int(ids.max()) + 1 if len(ids) else 0)
         self.counts += np.bincount(ids, minlength=len(self.counts))
-        return ids.copy(), sizes
-
-    def _encode(self, sentences: Sentences) -> tuple[Ids, NDArray[np.uint32]]:
-        """By the tokenizer, which has threads of its own."""
-        code = self.plan.encoder
-        codes = code.encode(list(sentences.texts())) if code else []
-        sizes = np.fromiter(map(len, codes), np.uint32, len(codes))
-        ids = np.fromiter((i for one in codes for i in one), np.uint32, int(sizes.sum()))
-        if self.plan.presence:
-            self.seen = grown(self.seen, int(ids.max()) + 1 if len(ids) else 0)
-            ids = ids[: drop_repeats(ids, sizes, self.seen, self.sentences)]
-            self.sentences += len(sizes)
         return ids, sizes
 
     def vocabulary(self) -> tuple[pa.Array, NDArray[np.int64]]:
@@ -83,6 +74,13 @@ class Reader:
             return pa.array(words, pa.large_string()), self.counts
         words, counts = in_lower_case(self.words), self.words.counts()
         return words, grown(self.counts, len(words))[: len(words)] if self.sets else counts
+
+
+def encode(sentences: Sentences, encoder: Encoder) -> tuple[Ids, NDArray[np.uint32]]:
+    """Ids by a tokenizer, which has threads of its own."""
+    codes = encoder.encode(list(sentences.texts()))
+    sizes = np.fromiter(map(len, codes), np.uint32, len(codes))
+    return np.fromiter((i for code in codes for i in code), np.uint32, int(sizes.sum())), sizes
 
 
 def split_sentences(texts: Sentences, language: str) -> Sentences:
@@ -232,7 +230,7 @@ def number_ids(tokens: TokenIds, *, presence: bool, threads: int) -> Numbered:
         names, ids = np.arange(size), tokens.ids
     ids, sizes = ids.astype(np.uint32), np.diff(tokens.offsets).astype(np.uint32)
     if presence:
-        ids = ids[: drop_repeats(ids, sizes, np.zeros(len(names), np.int64), 1)]
+        ids = Sets()(ids, sizes)
     counts = np.bincount(ids, minlength=len(names)).astype(np.int64)
     words = pa.array(names.astype(np.int64))
     if tokens.vocabulary is not None:

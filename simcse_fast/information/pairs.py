@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from simcse_fast.kernels.cooccurrence.numba_rows import collect_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from simcse_fast.kernels.cooccurrence.engine import Corpus, Counted, Index
 
-    Visit = Callable[[Index, Corpus], object]
     Triples = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 MOST = 1 << 22  # pairs that are collected at a time, or those of one row
@@ -59,16 +59,21 @@ def pairs_of_triangle(counted: Counted, shown: int) -> Iterator[Triples]:
     yield own, own, counted.terms.own[own]
 
 
-def visiting(pairs: MatrixOfPairs | FileOfPairs, shown: int) -> Visit:
-    """What counting does with the index of every range of rows."""
+class Pairs(ABC):
+    """Takes the pairs of the first `shown` words, a range of rows after the other."""
 
-    def visit(index: Index, corpus: Corpus) -> None:
-        pairs.add(pairs_of_rows(index, corpus, shown))
+    shown: int
 
-    return visit
+    @abstractmethod
+    def add(self, triples: Iterator[Triples]) -> None:
+        """More pairs."""
+
+    def visit(self, index: Index, corpus: Corpus) -> None:
+        """Those of a range of rows."""
+        self.add(pairs_of_rows(index, corpus, self.shown))
 
 
-class MatrixOfPairs:
+class MatrixOfPairs(Pairs):
     """Collects pairs for a matrix in memory."""
 
     def __init__(self, shown: int) -> None:
@@ -81,11 +86,11 @@ class MatrixOfPairs:
             for words, others, times in triples
         ]
 
-    def finish(self, counted: Counted, shown: int) -> csr_array:
+    def finish(self, counted: Counted) -> csr_array:
         """The symmetric matrix."""
         from scipy import sparse  # noqa: PLC0415 - for who wants the matrix
 
-        self.add(pairs_of_triangle(counted, shown))
+        self.add(pairs_of_triangle(counted, self.shown))
         words, others, times = (
             np.concatenate(columns) for columns in zip(*self.parts, strict=True)
         )
@@ -98,13 +103,13 @@ class MatrixOfPairs:
         return whole
 
 
-class FileOfPairs:
+class FileOfPairs(Pairs):
     """Writes pairs to Parquet: columns word, other, count; each unordered pair once."""
 
     SCHEMA = pa.schema({"word": pa.large_string(), "other": pa.large_string(), "count": pa.int64()})
 
-    def __init__(self, path: Path, vocabulary: pa.Array) -> None:
-        self.vocabulary = vocabulary.cast(pa.large_string())
+    def __init__(self, path: Path, vocabulary: pa.Array, shown: int) -> None:
+        self.shown, self.vocabulary = shown, vocabulary.cast(pa.large_string())
         self.writer = pq.ParquetWriter(path, self.SCHEMA)
 
     def add(self, triples: Iterator[Triples]) -> None:
@@ -113,7 +118,7 @@ class FileOfPairs:
             columns = (self.vocabulary.take(pa.array(ids)) for ids in (words, others))
             self.writer.write_table(pa.table([*columns, pa.array(times)], schema=self.SCHEMA))
 
-    def finish(self, counted: Counted, shown: int) -> None:
+    def finish(self, counted: Counted) -> None:
         """Write what needed no rows, and close the file."""
-        self.add(pairs_of_triangle(counted, shown))
+        self.add(pairs_of_triangle(counted, self.shown))
         self.writer.close()

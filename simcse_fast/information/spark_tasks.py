@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from simcse_fast.information.lower_case import Numbering, grown, spelled
+from simcse_fast.information.lower_case import Numbering, Sets, grown, spelled
 from simcse_fast.information.sentences import Repairs, Sentences, from_arrow, join
 from simcse_fast.kernels.cooccurrence import engine, numba_rows
 from simcse_fast.kernels.cooccurrence.numba_sentences import (
@@ -81,11 +81,12 @@ def blocks(batches: Batches) -> Iterator[tuple[Sentences, int]]:
 
 def count(batches: Batches, *, presence: bool) -> Batches:
     """The words of a task: occurrences and tokens beside them."""
-    numbering = Numbering(presence=presence)
+    numbering, sets = Numbering(), Sets()
     counts, company = np.zeros(0, np.int64), np.zeros(0, np.int64)
     sentences, longest, nulls, squares = 0, 0, 0, 0.0
     for text, missing in blocks(batches):
         ids, sizes = numbering(text)
+        ids = sets(ids, sizes) if presence else ids
         beside = np.maximum(sizes.astype(np.float64) - 1, 0)
         squares += float(sizes @ beside**2)
         counts, company = (grown(x, numbering.words.known) for x in (counts, company))
@@ -110,12 +111,13 @@ def names(columns: str) -> list[str]:
 
 def send(batches: Batches, plan: Plan) -> Batches:
     """The records of a task's sentences, and at the end what it could add up by itself."""
-    numbering = Numbering(presence=plan.presence, vocabulary=plan.vocabulary)
+    numbering, sets = Numbering(plan.vocabulary), Sets()
     counted = engine.empty_counts(plan.corpus)
     counted = counted._replace(triangle=counted.triangle.astype(plan.corpus.kind))
     owner = owners(plan)
     for text, _ in blocks(batches):
         ids, sizes = numbering(text)
+        ids = sets(ids, sizes) if plan.presence else ids
         check_known(ids, sizes, plan)
         bags = sort_and_count(ids, sizes, plan, counted)
         yield from records(bags, owner, len(plan.bounds) - 1)

@@ -159,12 +159,14 @@ class InformationTable:
             >>> table.top(1).column("word").item()  # d is only beside c, which is rare
             'd'
         """
+        return self._first("top", rows, by, sign=-1)
+
+    def _first(self, name: str, rows: int, by: Column, sign: int) -> "InformationTable":
         if rows < 0 or by == "word":
             raise ValueError(
-                f"top: expected rows >= 0 and a column of numbers, got {rows}, {by!r}."
+                f"{name}: expected rows >= 0 and a column of numbers, got {rows}, {by!r}."
             )
-        values = self.column(by)
-        order = np.argsort(-values, kind="stable")
+        order = np.argsort(sign * self.column(by), kind="stable")
         return self._with(self.arrow.take(order[:rows]))
 
     def _with(self, rows: pa.Table) -> "InformationTable":
@@ -206,12 +208,7 @@ class InformationTable:
             >>> table.bottom(1).column("word").item()  # beside c, which is rare, and b
             'a'
         """
-        if rows < 0 or by == "word":
-            raise ValueError(
-                f"bottom: expected rows >= 0 and a column of numbers, got {rows}, {by!r}."
-            )
-        order = np.argsort(self.column(by), kind="stable")
-        return self._with(self.arrow.take(order[:rows]))
+        return self._first("bottom", rows, by, sign=1)
 
     def bands(self) -> list["InformationTable"]:
         """The words by frequency: counts up to 9, up to 99, and so on, the most frequent first.
