@@ -181,7 +181,8 @@ def test_a_second_run_finishes_what_was_cut_off(text, passes, point, how):
 def test_ctrl_c_stops_all_workers_at_once(tmp_path):
     """A real signal, while two workers split a stream that never ends."""
     code = """
-import itertools, sys
+import itertools, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from simcse_fast import information_gain
 information_gain(["a b c"], min_count=1)
 def stream():
