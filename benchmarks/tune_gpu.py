@@ -9,8 +9,10 @@ in Triton's interpreter.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import re
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple
 from itertools import product
 from pathlib import Path
@@ -24,18 +26,24 @@ from simcse_fast.kernels.infonce import tiles
 from simcse_fast.kernels.infonce.tiles import Tile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 FEW_SIMILARITIES = tiles.FEW_SIMILARITIES
-# Rows, columns, depth, warps, stages, descriptors, halves, resident.
+ORIGINAL = tiles.product_tile, tiles.attention_tiles
+FLAT = False, True
+# Rows, columns, depth, warps, stages, descriptors, halves, resident, flat.
+ALL = 1 << 20  # resident: a program for each tile
 PRODUCTS = [
-    *(Tile(128, 256, 64, 8, stages, True, stages == 4) for stages in (3, 4)),
-    *(Tile(128, 128, 64, warps, 3, True, True, 2) for warps in (4, 8)),
-    *(Tile(128, 128, 64, warps, stages, True) for warps, stages in ((4, 3), (8, 3), (8, 4))),
+    Tile(128, 256, 64, 8, 3, True),
+    *(Tile(128, 256, 64, 8, stages, True, True, 1, flat) for stages in (3, 4) for flat in FLAT),
+    *(Tile(256, 128, 64, 8, stages, True, True, 1, flat) for stages in (3, 4) for flat in FLAT),
+    *(Tile(128, 128, 64, warps, 3, True, True, 2, flat) for warps in (4, 8) for flat in FLAT),
+    *(Tile(128, 128, 64, warps, 3, True, True, ALL) for warps in (4, 8)),
+    *(Tile(128, 128, 64, 8, stages, True, False, 1, flat) for stages in (3, 4) for flat in FLAT),
     *(Tile(m, n, 64, 4, 4, True) for m, n in ((128, 64), (64, 128), (64, 64))),
-    *(Tile(128, 256, 64, 8, stages) for stages in (3, 4)),
-    *(Tile(128, 128, depth, 8, stages) for depth, stages in ((64, 3), (64, 4), (32, 4))),
-    *(Tile(64, 64, 64, 4, stages) for stages in (3, 5)),
+    Tile(64, 128, 64, 4, 3, True, True, 3),
+    *(Tile(128, n, 64, 8, 3) for n in (128, 256)),
+    Tile(64, 64, 64, 4, 3),
 ]
 ATTENTION = [
     (Tile(m, n, 256, warps, stages), Tile(n, m, 256, warps, stages))
@@ -54,16 +62,19 @@ KINDS: dict[str, dict[str, Any]] = {  # losses in which one kind of product tell
 
 
 def problems(toy: bool) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-    """Kind, rows, width and options of the losses that are timed."""
+    """Kind, rows, width and options of the losses that are timed, the most telling first."""
     if toy:
         yield from (("plain", 70, 32, {}), ("attention", 70, 64, {}), ("crossover", 70, 32, {}))
         return
-    for rows in (16384, 2048):
-        yield from ((kind, rows, 768, options) for kind, options in KINDS.items())
-    for width, rows in product((64, 128, 256), (32768, 8192)):
-        yield "attention", rows, width, {}
-    for width, rows in product((128, 256, 384, 768, 1024), (64, 256, 1024, 2048, 8192, 32768)):
+    for kind in ("plain", "columns", "gradients"):
+        yield kind, 16384, 768, KINDS[kind]
+    yield from (("attention", 32768, width, {}) for width in (128, 256))
+    yield "full", 16384, 768, KINDS["full"]
+    for width, rows in product((128, 256, 384, 768, 1024), (256, 1024, 2048, 8192, 32768)):
         yield "crossover", rows, width, {}
+    yield from ((kind, 2048, 768, options) for kind, options in KINDS.items())
+    for width, rows in ((64, 32768), (64, 8192), (128, 8192), (256, 8192)):
+        yield "attention", rows, width, {}
 
 
 def candidates(kind: str) -> list[Any]:
@@ -73,9 +84,9 @@ def candidates(kind: str) -> list[Any]:
     return ["attention", "panels"] if kind == "crossover" else list(PRODUCTS)
 
 
-def install(kind: str, candidate: Any, original: tuple[Callable[..., Any], ...]) -> None:
+def install(kind: str, candidate: Any) -> None:
     """Have the launchers take a candidate, and everything else from the table."""
-    product_tile, attention_tiles = original
+    product_tile, attention_tiles = ORIGINAL
 
     def chosen(unit: Any, wanted: str, *sizes: int) -> Tile:
         found: Tile = candidate if wanted == kind else product_tile(unit, wanted, *sizes)
@@ -110,11 +121,30 @@ def timed(
         return {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 
+def compiled(task: tuple[str, int, int, dict[str, Any], Any]) -> str:
+    """Run a candidate in a process of its own: its kernels are on the disk; or why not."""
+    kind, rows, width, options, candidate = task
+    install(kind, candidate)
+    return str(timed(rows, width, options, torch.device("cuda"), 0.0).get("reason", ""))
+
+
+def compile_all(wanted: list[tuple[str, int, int, dict[str, Any]]], jobs: int) -> None:
+    """All candidates, in parallel: compilation takes longer than the measurements."""
+    tasks = [(*problem, c) for problem in wanted for c in candidates(problem[0])]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context) as pool:
+        waiting = [pool.submit(compiled, task) for task in tasks]
+        failed = [f for f in waiting if f.exception() or f.result()]
+    print(f"{len(tasks)} candidates compiled, {len(failed)} of them cannot run", flush=True)
+
+
 def main() -> None:
     """Time, print the fastest of each entry, write all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune_gpu", description=__doc__)
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of timing for a candidate")
+    parser.add_argument("--seconds", type=float, default=0.25, help="of timing for a candidate")
+    parser.add_argument("--entries", type=int, help="that are timed, the most telling first")
+    parser.add_argument("--jobs", type=int, default=0, help="processes that compile beforehand")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
     arguments = parser.parse_args()
@@ -123,22 +153,26 @@ def main() -> None:
     device = torch.device("cpu" if arguments.rehearse else "cuda")
     name = "rehearsal" if arguments.rehearse else torch.cuda.get_device_name()
     end, rows = time.monotonic() + 60 * arguments.minutes, []
-    original = tiles.product_tile, tiles.attention_tiles
-    for kind, count, width, options in problems(arguments.rehearse):
+    wanted = [*problems(arguments.rehearse)][: arguments.entries]
+    if arguments.jobs and not arguments.rehearse:
+        compile_all(wanted, arguments.jobs)
+    for kind, count, width, options in wanted:
         if time.monotonic() > end:
             print(f"time is up at {kind} {count} x {width}")
             break
-        best: tuple[float, str] = (float("inf"), "none ran")
+        times: list[tuple[float, str]] = []
         for candidate in candidates(kind)[: 2 if arguments.rehearse else None]:
-            install(kind, candidate, original)
+            install(kind, candidate)
             found = timed(count, width, options, device, arguments.seconds)
             several = candidate if isinstance(candidate, tuple) else [candidate]
             shown = [list(astuple(c)) if isinstance(c, Tile) else c for c in several]
             row = {"kind": kind, "rows": count, "width": width, "tiles": shown}
             rows.append(row | found)
             if "ms" in found:
-                best = min(best, (found["ms"]["median"], str(shown)))
-        print(f"{kind:10} {count:6} x {width:4} {best[0]:9.3f} ms  {best[1]}", flush=True)
+                times.append((found["ms"]["median"], str(shown)))
+        for rank, (milliseconds, tile) in enumerate(sorted(times)[:3]):
+            title = f"{kind:10} {count:6} x {width:4}" if rank == 0 else ""
+            print(f"{title:24} {milliseconds:9.3f} ms  {tile}", flush=True)
     fields = ", ".join(asdict(PRODUCTS[0]))
     print(f"a tile: {fields}")
     print(harness.save(f"tiles-{re.sub(r'[^a-z0-9]+', '-', name.lower())}", rows, arguments.output))

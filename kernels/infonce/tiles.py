@@ -23,6 +23,7 @@ class Tile:
     descriptors: bool = False  # loads and stores by the copy engine of Hopper and later
     halves: bool = False  # stored in halves, which takes half the shared memory
     resident: int = 1  # programs that share a multiprocessor, each one's epilogue under another
+    flat: bool = False  # the next tile's loads start under the epilogue of this one
 
 
 HOPPER = 90, 100, 103  # compute capabilities with its matrix instruction, or Blackwell's

@@ -143,6 +143,7 @@ def infonce_sums_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):
     """Sums of exponentials of each row, and if wanted of each column, over each tile."""
     tiles_m, tiles_n = tl.cdiv(rows, BM), tl.cdiv(width, BN)  # the padding is written too
@@ -152,7 +153,7 @@ def infonce_sums_kernel(
     offset = tl.load(numbers + 1).to(tl.float32)
     if ONLINE:
         offset = 0.0
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         i_m, i_n = tile_of(tile, tiles_m, tiles_n, GROUP)
         row, column = i_m * BM, i_n * BN
         s = product(
@@ -228,6 +229,7 @@ def infonce_gradient_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):
     """Gradients of the logits of rows, and if wanted of columns, whose softmaxes are known."""
     tiles_m, tiles_n = tl.cdiv(rows, BM), tl.cdiv(width, BN)  # the padding is written too
@@ -237,7 +239,7 @@ def infonce_gradient_kernel(
     offset = tl.load(numbers + 1).to(tl.float32)
     if ONLINE:
         offset = 0.0
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         i_m, i_n = tile_of(tile, tiles_m, tiles_n, GROUP)
         row, column = i_m * BM, i_n * BN
         s = product(
@@ -359,6 +361,7 @@ def _operands(
         "PRECISION": precision(s.query), "WIDE": s.query.dtype == torch.float32,
         "TMA": descriptors, "HALVES": tile.halves,
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": table.GROUP,
+        "FLATTEN": tile.flat,
         "num_warps": tile.warps, "num_stages": tile.stages, **FUSED,
     }  # fmt: skip
 
