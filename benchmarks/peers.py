@@ -86,9 +86,10 @@ def pair(
     width: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device = torch.device("cpu"),  # noqa: B008
+    noise: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Keys are noisy copies of the queries."""
     g = torch.Generator(device).manual_seed(0)
     query = torch.randn(rows, width, generator=g, device=device)
-    key = query + torch.randn(rows, width, generator=g, device=device)
+    key = query + noise * torch.randn(rows, width, generator=g, device=device)
     return query.to(dtype).requires_grad_(), key.to(dtype).requires_grad_()

@@ -28,7 +28,7 @@ from simcse_fast.kernels.infonce.tiles import Tile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FEW_SIMILARITIES = tiles.FEW_SIMILARITIES
+FEWEST = tiles.FEWEST
 ORIGINAL = tiles.product_tile, tiles.attention_tiles
 FLAT = False, True
 # Rows, columns, depth, warps, stages, descriptors, halves, resident, flat.
@@ -99,7 +99,7 @@ def install(kind: str, candidate: Any) -> None:
             return attention_tiles(unit, *sizes)
         return None
 
-    tiles.FEW_SIMILARITIES = 1 << 62 if kind == "crossover" else FEW_SIMILARITIES
+    tiles.FEWEST = dict.fromkeys(FEWEST, (tiles.EVERY,) * 2) if kind == "crossover" else FEWEST
     tiles.product_tile = chosen if isinstance(candidate, Tile) else product_tile
     tiles.attention_tiles = pairs
 

@@ -47,15 +47,21 @@ def step(case: Case, **more) -> list[torch.Tensor]:
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
 @pytest.mark.parametrize("fixed", [True, False], ids=["number", "tensor"])
 def test_sizes_that_run_in_training(fixed, rows, width, dtype, symmetric):
-    """Every tile of the table, against fp64 and against torch in the same type."""
+    """Every tile of the table, against fp64 and against torch in the same type.
+
+    Over a few seeds: the error of a single number, as the loss is, may be small by luck.
+    """
     upstream = torch.tensor(float(rows))  # so that fp16 holds the gradients
-    case = on_gpu(rows, width=width, dtype=dtype, symmetric=symmetric, noise=0.5)
-    case = case.fixed() if fixed else case
-    exact = evaluate(textbook, case.to(torch.float64), upstream)
-    found = errors(evaluate(info_nce, case, upstream, backend="triton"), exact)
-    theirs = errors(evaluate(textbook, case, upstream), exact)
+    ours, textbooks = [], []
+    for seed in range(8 if rows < 100 else 3):
+        case = on_gpu(rows, width=width, dtype=dtype, symmetric=symmetric, noise=0.5, seed=seed)
+        case = case.fixed() if fixed else case
+        exact = evaluate(textbook, case.to(torch.float64), upstream)
+        ours.append(errors(evaluate(info_nce, case, upstream, backend="triton"), exact))
+        textbooks.append(errors(evaluate(textbook, case, upstream), exact))
+    found, theirs = (torch.tensor(x).square().mean(0).sqrt() for x in (ours, textbooks))
     slack = 4 * torch.finfo(torch.float32).eps
-    assert all(a <= 1.1 * b + slack for a, b in zip(found, theirs, strict=True)), (found, theirs)
+    assert bool((found <= 1.1 * theirs + slack).all()), (found, theirs)
 
 
 @pytest.mark.parametrize("options", MODES)

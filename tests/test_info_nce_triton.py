@@ -121,6 +121,7 @@ def test_panels_in_every_regime(temperature, noise, dtype):
     assert_no_worse(
         lambda seed: random_case(67, temperature=temperature, noise=noise, seed=seed, dtype=dtype),
         backend=BACKEND,
+        seeds=25 if DEVICE == "cuda" else None,  # for the temperature's gradient, a single number
     )
 
 
@@ -167,7 +168,7 @@ def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
     value = loss(case.temperature, **tensors, **case.options, backend=BACKEND)
     found = [value, *torch.autograd.grad(value, list(tensors.values()))]
     assert max(errors([x.detach().double().cpu() for x in found], exact[:3])) < 3e-5
-    if not narrow or symmetric:
+    if not narrow:
         assert flags[0].item() == 1  # it was the second way that was tested
 
 

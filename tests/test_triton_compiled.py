@@ -55,8 +55,8 @@ def test_nothing_is_spilled_and_everything_can_be_launched(compiled, capability)
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_sizes_compiled_are_those_of_the_table(compiled, capability):
     """Each tile that a launcher can choose on the device, and no others."""
-    attention = tiles.ATTENTION_HOPPER if capability in tiles.HOPPER else tiles.ATTENTION
-    pairs = [pair for several in attention.values() for pair in several]
+    tables = [tiles.attention_table(capability, size) for size in (2, 4)]
+    pairs = [pair for table in tables for several in table.values() for pair in several]
     table = {
         "infonce_queries_kernel": {queries for queries, _ in pairs},
         "infonce_keys_kernel": {keys for _, keys in pairs},

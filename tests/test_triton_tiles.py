@@ -25,7 +25,10 @@ PRODUCT_TILES = sorted(
     key=str,
 )
 ATTENTION_TILES = [
-    (width, pair) for width, pairs in tiles.ATTENTION_HOPPER.items() for pair in pairs
+    (width, pair)
+    for table in (tiles.ATTENTION_HOPPER, tiles.ATTENTION_BLACKWELL, tiles.ATTENTION_SINGLE)
+    for width, pairs in table.items()
+    for pair in pairs
 ]
 
 
@@ -48,20 +51,26 @@ def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
     check_triton(random_case(130, 140, width=width - 5, dtype=dtype, hardness=1.0))
 
 
+@pytest.mark.parametrize("panels", [False, True], ids=["attention", "panels"])
 @pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["rows", "symmetric"])
-def test_launches(options, monkeypatch):
+def test_launches(options, panels, monkeypatch):
     """How many kernels of ours a loss and its gradients take: what a small batch consists of."""
     count = []
     for module in (triton_rows, triton_softmax, triton_kernels, triton_attention):
         for name, kernel in list(vars(module).items()):
             if name.startswith("infonce_"):
                 monkeypatch.setattr(module, name, Counted(kernel, count))
+    if panels:
+        monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
     case = random_case(40, width=33, **options)
     pair = case.query.requires_grad_(), case.key.requires_grad_()
     info_nce(*pair, **options, backend="triton").backward()
-    # Unit rows twice, queries, keys; or unit rows twice, pairs, sums, two softmaxes, gradients,
-    # and back through the normalisation twice.
-    assert len(count) == (9 if options else 4)
+    if panels:
+        # Unit rows twice, pairs, sums, a softmax; gradients and another softmax where it is
+        # symmetric; and back through the normalisation twice.
+        assert len(count) == (9 if options else 7)
+    else:  # unit rows twice; queries and keys, where it is symmetric twice
+        assert len(count) == (6 if options else 4)
 
 
 class Counted:

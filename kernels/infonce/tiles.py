@@ -26,7 +26,7 @@ class Tile:
     flat: bool = False  # the next tile's loads start under the epilogue of this one
 
 
-HOPPER = 90, 100, 103  # compute capabilities with its matrix instruction, or Blackwell's
+HOPPER, BLACKWELL = 90, (100, 103)  # compute capabilities
 GROUP = 8  # rows of tiles that walk over the columns together
 
 # Products, largest first: the first that gives every multiprocessor a tile is taken. Columns are a
@@ -37,17 +37,20 @@ _SMALL = Tile(64, 64, 64, 4, 3)
 _MIDDLE = Tile(128, 128, 64, 8, 3)
 _AMPERE = (Tile(128, 256, 64, 8, 3), _MIDDLE, _SMALL)
 _LARGE = Tile(128, 256, 64, 8, 3, descriptors=True)
-_LARGE_STORED = Tile(128, 256, 64, 8, 4, descriptors=True, halves=True)
 _HALF = Tile(128, 128, 64, 8, 3, descriptors=True, halves=True)
+# One's epilogue under another's product; measured on an H200, benchmarks/results/tiles-nvidia-h200.
+_SHARED = Tile(128, 128, 64, 4, 3, True, True, resident=2, flat=True)
+_EACH = Tile(128, 128, 64, 4, 3, True, True, resident=1 << 20)  # a program for each tile
 _SINGLE = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3))
 PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
     # compute capability, bytes of a number, kind
     **{(80, 2, kind): _AMPERE for kind in ("plain", "columns", "gradients")},
-    **{(90, 2, kind): (_LARGE_STORED, _HALF, _SMALL) for kind in ("plain", "gradients")},
-    (90, 2, "columns"): (_LARGE, _HALF, _SMALL),
+    (90, 2, "plain"): (_LARGE, _HALF, _SMALL),
+    (90, 2, "columns"): (_SHARED, _HALF, _SMALL),
+    (90, 2, "gradients"): (_EACH, _HALF, _SMALL),
     **{
         (capability, 2, kind): (_HALF, _SMALL)
-        for capability in (100, 103)
+        for capability in BLACKWELL
         for kind in ("plain", "columns", "gradients")
     },
 }
@@ -69,13 +72,30 @@ ATTENTION: dict[int, tuple[tuple[Tile, Tile], ...]] = {
     512: (_FEW_WIDE,),
     1024: (_FEW_WIDE,),
 }
-ATTENTION_HOPPER: dict[int, tuple[tuple[Tile, Tile], ...]] = ATTENTION | {  # and later
-    64: ((Tile(128, 64, 64, 8, 2), Tile(64, 128, 64, 8, 2)), *ATTENTION[64]),
-    128: ((Tile(128, 64, 128, 8, 2), Tile(64, 128, 128, 8, 2)), *ATTENTION[128]),
+ATTENTION_HOPPER: dict[int, tuple[tuple[Tile, Tile], ...]] = ATTENTION | {
+    64: ((Tile(64, 128, 64, 4, 3), Tile(128, 64, 64, 4, 3)), _FEW),
+    128: ((Tile(64, 128, 128, 4, 3), Tile(128, 64, 128, 4, 2)), _FEW),
     256: ((Tile(64, 32, 256, 8, 2), Tile(64, 64, 256, 8, 2)), *ATTENTION[256]),
 }
-WIDEST = 256  # that takes these kernels with any number of rows
-FEW_SIMILARITIES = 1 << 20  # of wider rows, up to which launches cost more than products
+ATTENTION_BLACKWELL: dict[int, tuple[tuple[Tile, Tile], ...]] = ATTENTION_HOPPER | {
+    64: ((Tile(128, 64, 64, 8, 2), Tile(64, 128, 64, 8, 2)), *ATTENTION[64]),
+    128: ((Tile(128, 64, 128, 8, 2), Tile(64, 128, 128, 8, 2)), *ATTENTION[128]),
+}
+# fp32 has no matrix instruction: only where launches cost more than products.
+ATTENTION_SINGLE: dict[int, tuple[tuple[Tile, Tile], ...]] = {
+    width: ((Tile(16, 16, 32, warps, 1),) * 2,)
+    for width, warps in ((64, 8), (128, 4), (256, 4), (512, 8))
+}
+# Similarities up to which launches, of which these kernels need fewer, cost more than products; by
+# bytes of a number and padded width. A symmetric loss takes them twice.
+EVERY = 1 << 62
+FEWEST: dict[tuple[int, int], tuple[int, int]] = {  # in one direction, and symmetric
+    (2, 64): (EVERY, EVERY),
+    (2, 128): (EVERY, 1 << 26),
+    (2, 256): (1 << 26, 1 << 24),
+    **{(2, width): (1 << 22, 1 << 22) for width in (512, 1024)},
+    **{(4, width): (1 << 18, 1 << 18) for width in ATTENTION_SINGLE},
+}
 INTERPRETED = Tile(32, 64, 32, 4, 1), (Tile(16, 32, 64, 4, 1), Tile(32, 16, 64, 4, 1))
 
 
@@ -108,17 +128,26 @@ def product_tile(unit: Tensor, kind: str, rows: int, columns: int) -> Tile:
     return tiles[-1]
 
 
-def attention_tiles(unit: Tensor, rows: int, columns: int) -> tuple[Tile, Tile] | None:
+def attention_table(device: int, size: int) -> dict[int, tuple[tuple[Tile, Tile], ...]]:
+    """By padded width, for a compute capability and numbers of so many bytes."""
+    if size > 2:  # noqa: PLR2004
+        return ATTENTION_SINGLE
+    if device in BLACKWELL:
+        return ATTENTION_BLACKWELL
+    return ATTENTION_HOPPER if device == HOPPER else ATTENTION
+
+
+def attention_tiles(
+    unit: Tensor, rows: int, columns: int, symmetric: bool
+) -> tuple[Tile, Tile] | None:
     """For the queries' and the keys' kernel; None where panels are quicker."""
-    device = capability(unit.device)
+    device, size = capability(unit.device), unit.element_size()
     if device is None:
         return INTERPRETED[1]
     width = max(64, 1 << (unit.shape[1] - 1).bit_length())
-    pairs = (ATTENTION_HOPPER if device in HOPPER else ATTENTION).get(width)
-    if unit.element_size() > 2 or pairs is None:  # noqa: PLR2004  # bytes
+    if rows * columns > FEWEST.get((size, width), (0, 0))[symmetric]:
         return None
-    if width > WIDEST and rows * columns > FEW_SIMILARITIES:
-        return None
+    pairs = attention_table(device, size)[width]
     for queries, keys in pairs:
         programs = min(rows // queries.rows, columns // keys.columns)
         if 4 * programs >= 3 * processors(unit.device):

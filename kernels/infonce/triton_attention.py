@@ -4,10 +4,11 @@ One walks over the keys and leaves losses and the queries' gradient; the other w
 queries, whose softmaxes are known by then, and leaves the keys' gradient. Each forms the
 similarities for itself, four products instead of three, but nothing of size M x N is written: for
 narrow rows, where a panel's traffic costs more than its products, and for small batches, where
-launches do.
+launches do. A symmetric loss is both kernels twice, with the sides exchanged.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,12 +81,14 @@ def back(
     column_stride,
     inverse,  # (rows,)
     numbers,
+    more,  # (rows, width) fp32, added where MORE
     out,  # (rows, width) out
     along,  # (rows,) fp64 out, where SCALE
     i,  # [B]
     rows,
     width,
     NORMALIZE: tl.constexpr,
+    MORE: tl.constexpr,
     SCALE: tl.constexpr,
     BD: tl.constexpr,
 ):
@@ -106,6 +109,8 @@ def back(
         if NORMALIZE:
             g -= u * tl.where(one < 1 / SHORTEST, projection, 0.0)[:, None]
     g *= (tl.load(numbers).to(tl.float32) * one)[:, None]
+    if MORE:
+        g += tl.load(more + i[:, None] * width + d[None, :], mask=inside, other=0.0)
     tl.store(out + i[:, None] * width + d[None, :], g.to(out.dtype.element_ty), mask=inside)
 
 
@@ -124,6 +129,7 @@ def infonce_queries_kernel(
     weight,  # (rows,) where WEIGHTED
     losses,  # (rows,) out
     state,  # (4, rows) out: offset, weight / sum, positive's similarity, gradient at the positive
+    more,  # (rows, width) fp32 where MORE: what else flows back to the queries
     out,  # (rows, width) out where GRADIENT
     along,  # (rows,) fp64 out where SCALE
     rows,
@@ -139,6 +145,7 @@ def infonce_queries_kernel(
     ONLINE: tl.constexpr,
     GRADIENT: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    MORE: tl.constexpr,
     SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
@@ -215,8 +222,8 @@ def infonce_queries_kernel(
         g = tl.dot(minus, rows_at(key, label, depth, BD), g, input_precision=PRECISION)
         g *= (w * miss * uniform).to(tl.float32)[:, None]
         back(
-            g, x, row_stride, column_stride, inverse, numbers, out, along, i, rows, width,
-            NORMALIZE, SCALE, BD,
+            g, x, row_stride, column_stride, inverse, numbers, more, out, along, i, rows, width,
+            NORMALIZE, MORE, SCALE, BD,
         )  # fmt: skip
 
 
@@ -234,6 +241,7 @@ def infonce_keys_kernel(
     key_ids,  # (columns,)
     state,  # (4, rows) of the queries' kernel
     gain,  # () where GAIN: multiplies gradients of logits
+    more,  # (columns, width) fp32 where MORE: what else flows back to the keys
     out,  # (columns, width) out
     rows,
     columns,
@@ -247,6 +255,7 @@ def infonce_keys_kernel(
     GAIN: tl.constexpr,
     ONLINE: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    MORE: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     BM: tl.constexpr,
@@ -295,53 +304,90 @@ def infonce_keys_kernel(
         factor /= tl.load(gain)
     g *= factor
     back(
-        g, x, row_stride, column_stride, inverse, numbers, out, numbers, j, columns, width,
-        NORMALIZE, False, BD,
+        g, x, row_stride, column_stride, inverse, numbers, more, out, numbers, j, columns, width,
+        NORMALIZE, MORE, False, BD,
     )  # fmt: skip
 
 
 def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
-    """Losses and gradients of one direction, where rows are narrow or the batch is small."""
+    """Losses and gradients without panels, where rows are narrow or the batch is small."""
     tiles = _tiles(problem)
     if tiles is None:
         return None
-    job, block = problem.job, problem.job.terms.blocks[0]
-    query, key = problem.rows[block.anchor], problem.rows[block.key]
-    rows, columns = len(query.raw), len(key.raw)
-    losses = query.unit.new_empty(rows, dtype=torch.float32)
-    state = losses.new_empty(4, rows)
-    along = state.new_empty(rows, dtype=torch.float64)
+    job = problem.job
+    anchor, key = job.terms.blocks[0].anchor, job.terms.blocks[0].key
     learned = isinstance(job.scale, Tensor) and needs[0]
-    wanted = any(needs)
-    of_query, of_key = kept(query) if wanted else losses, None
-    tensors, numbers, switches = _common(problem)
-    infonce_queries_kernel[(triton.cdiv(rows, tiles[0].rows),)](
-        *(query.unit, key.unit, *_raw(query), *tensors),
-        *(losses if job.weight is None else job.weight, losses, state, of_query, along, *numbers),
-        **{"WEIGHTED": job.weight is not None, "GRADIENT": wanted, "SCALE": learned, **switches},
-        **_shape(tiles[0], query),
+    losses = problem.numbers.new_empty(
+        1 + job.terms.symmetric, len(job.labels), dtype=torch.float32
     )
-    if needs[block.key]:
-        of_key = kept(key)
+    if not job.terms.symmetric:
+        one = _direction(problem, tiles, losses[0], needs[anchor], needs[key], learned)
+        return Result(losses[0], list(one[:2]), one[2])
+    wanted = any(needs)
+    one = _direction(problem, tiles, losses[0], wanted, wanted, learned, torch.float32)
+    turned = replace(
+        problem,
+        job=replace(job, query_ids=job.key_ids, key_ids=job.query_ids),
+        rows=[problem.rows[key], problem.rows[anchor]],
+    )
+    other = _direction(turned, tiles, losses[1], wanted, wanted, learned, None, one[1::-1])
+    of_query, of_key = (g if n else None for g, n in zip(other[1::-1], needs, strict=True))
+    of_scale = None if one[2] is None or other[2] is None else one[2] + other[2]
+    return Result(losses.mean(0), [of_query, of_key], of_scale)
+
+
+def _direction(
+    problem: Problem,
+    tiles: tuple[Tile, Tile],
+    losses: Tensor,  # (M,) out
+    of_query: bool,
+    of_key: bool,
+    learned: bool,
+    dtype: torch.dtype | None = None,  # of the gradients, where not that in which they are kept
+    more: Sequence[Tensor | None] = (None, None),  # fp32: added to the queries' and to the keys'
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of queries, keys and scale; the keys' kernel needs the other's softmaxes."""
+    job = problem.job
+    query, key = (problem.rows[i] for i in (job.terms.blocks[0].anchor, job.terms.blocks[0].key))
+    rows, columns = len(query.raw), len(key.raw)
+    state = losses.new_empty(4, rows)
+    along = state.new_empty(rows, dtype=torch.float64) if learned else None
+    wanted = of_query or of_key
+    gradients = [kept(x, dtype) if n else None for x, n in ((query, wanted), (key, of_key))]
+    tensors, numbers, switches = _common(problem)
+
+    def given(x: Tensor | None) -> Tensor:
+        return losses if x is None else x  # any tensor stands for one that is not read
+
+    infonce_queries_kernel[(triton.cdiv(rows, tiles[0].rows),)](
+        *(query.unit, key.unit, *_raw(query), *tensors, given(job.weight), losses, state),
+        *(given(more[0]), given(gradients[0]), given(along), *numbers),
+        **{"WEIGHTED": job.weight is not None, "GRADIENT": wanted, "SCALE": learned, **switches},
+        **{"MORE": more[0] is not None, **_shape(tiles[0], query)},
+    )
+    if of_key:
         gain = gain_of(state[3].abs()) if query.unit.dtype == torch.float16 else None
         infonce_keys_kernel[(triton.cdiv(columns, tiles[1].columns),)](
-            *(query.unit, key.unit, *_raw(key), *tensors, state, state if gain is None else gain),
-            *(of_key, *numbers),
+            *(query.unit, key.unit, *_raw(key), *tensors, state, given(gain)),
+            *(given(more[1]), gradients[1], *numbers),
             **{"GAIN": gain is not None, **switches},
-            **_shape(tiles[1], query),
+            **{"MORE": more[1] is not None, **_shape(tiles[1], query)},
         )
-    gradients = [of_query if needs[block.anchor] else None, of_key]
-    return Result(losses, gradients, along.sum() if learned else None)
+    return (
+        gradients[0] if of_query else None,
+        gradients[1],
+        None if along is None else along.sum(),
+    )
 
 
 def _tiles(problem: Problem) -> tuple[Tile, Tile] | None:
     """For both kernels; None for a loss that they do not compute, or not as quickly as panels."""
     job, terms = problem.job, problem.job.terms
     one = len(job.segments) == 1 and job.segments[0].own == Own.POSITIVE
-    if not one or terms.symmetric or terms.label_smoothing or problem.hard is not None:
+    if not one or terms.label_smoothing or problem.hard is not None:
         return None
     query, key = (problem.rows[i] for i in (terms.blocks[0].anchor, terms.blocks[0].key))
-    return table.attention_tiles(query.unit, len(query.raw), len(key.raw))
+    return table.attention_tiles(query.unit, len(query.raw), len(key.raw), terms.symmetric)
 
 
 def _common(problem: Problem) -> tuple[tuple[Tensor, ...], tuple[float, ...], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -105,7 +106,7 @@ def unit_rows(x: Tensor, numbers: Numbers | None) -> Rows:
     made = Numbers(inverse, 0.0, 0.0, 0.0) if numbers is None else numbers
     scale = made.scale
     learned = isinstance(scale, Tensor)
-    high = 0.0 if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float32).item()
+    high = 0.0 if isinstance(scale, Tensor) else float(np.float32(scale))
     low = 0.0 if isinstance(scale, Tensor) else scale - high
     block = _block(width)
     infonce_unit_kernel[(unit.shape[0] // block["BR"],)](
@@ -255,9 +256,9 @@ def infonce_finish_kernel(
         tl.store(out + i[:, None] * width + j[None, :], g.to(out.dtype.element_ty), mask=inside)
 
 
-def kept(rows: Rows) -> Tensor:
-    """Room for the gradient of a tensor's rows."""
-    return rows.unit.new_empty(rows.raw.shape, dtype=kept_type(rows.raw.dtype))
+def kept(rows: Rows, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for the gradient of a tensor's rows, if in no other type in the one it is kept in."""
+    return rows.unit.new_empty(rows.raw.shape, dtype=dtype or kept_type(rows.raw.dtype))
 
 
 def finish(
