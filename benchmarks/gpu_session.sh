@@ -13,6 +13,9 @@ cd "$(dirname "$0")/.."
 stage=${1:?stage 1, 2, 3, 4 or 5}
 out=$(mkdir -p "${2:?a folder for the results}" && cd "$2" && pwd)
 
+# Compilation takes most of the tests' time, and pytest-xdist shares it out.
+PARALLEL=$(python3 -c "import xdist" 2>/dev/null && echo "-n 12 --dist worksteal")
+
 log() { "$@" 2>&1 | tee -a "$out/stage-$stage.log"; }
 
 if [ "$stage" = 1 ]; then
@@ -21,12 +24,13 @@ if [ "$stage" = 1 ]; then
 	log nvidia-smi
 	log python3 -c "import simcse_fast as s, torch, triton
 print(torch.__version__, triton.__version__, *s.backends().items(), sep='\n')"
-	log timeout 200 python3 -m pytest -q -x tests/test_info_nce_gpu.py \
+	log timeout 200 python3 -m pytest -q $PARALLEL tests/test_info_nce_gpu.py \
 		-k "(sizes and (63-rows or 2049-rows) and (768 or 128)) or graph or waits or other_streams"
 	log timeout 330 python3 -m benchmarks.bench_gpu --minutes 5 --output "$out"
 elif [ "$stage" = 2 ]; then
-	log timeout 390 python3 -m pytest -q -m gpu --durations=10 --continue-on-collection-errors tests/test_info_nce_*.py
-	log timeout 190 python3 -m benchmarks.tune_gpu --minutes 3 --output "$out"
+	log timeout 300 python3 -m pytest -q -m gpu $PARALLEL --durations=10 --continue-on-collection-errors \
+		tests/test_info_nce_*.py
+	log timeout 280 python3 -m benchmarks.tune_gpu --jobs 12 --minutes 3 --output "$out"
 elif [ "$stage" = 3 ]; then
 	log timeout 580 python3 -m benchmarks.bench_gpu --minutes 9 --resume --output "$out"
 elif [ "$stage" = 4 ]; then

@@ -80,7 +80,7 @@ def sizes_table(rows: list[dict[str, Any]]) -> list[str]:
 def plot(rows: list[dict[str, Any]], widths: list[int], path: Path) -> None:
     """Time by N, both logarithmic: a panel for each width and direction."""
     figure, axes = plt.subplots(
-        2, len(widths), figsize=(3.1 * len(widths), 6), sharex=True, squeeze=False
+        2, len(widths), figsize=(max(7.5, 3.1 * len(widths)), 6), sharex=True, squeeze=False
     )
     for (line, symmetric), (column, width) in product(enumerate((False, True)), enumerate(widths)):
         axis = axes[line][column]
@@ -91,7 +91,9 @@ def plot(rows: list[dict[str, Any]], widths: list[int], path: Path) -> None:
             points = [(n, time["median"]) for n, time in zip(counts, times, strict=True) if time]
             if points:
                 style = "--" if method == FLOOR else "-"
-                axis.loglog(*zip(*points, strict=True), style, color=colour, label=method)
+                axis.loglog(
+                    *zip(*points, strict=True), style, marker=".", color=colour, label=method
+                )
         axis.set(title=f"{direction(symmetric)}, D = {width}")
         axis.grid(alpha=0.25)
         if line:
@@ -103,9 +105,7 @@ def plot(rows: list[dict[str, Any]], widths: list[int], path: Path) -> None:
         for a in axes.flat
         for line, name in zip(*a.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        named.values(), named, loc="lower center", ncols=min(5, 1 + len(widths)), frameon=False
-    )
+    figure.legend(named.values(), named, loc="lower center", ncols=4, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -118,9 +118,12 @@ def section(result: dict[str, Any], picture: Path) -> list[str]:
     problems = [row for row in everything if row["method"] != "square product"]
     first = problems[0]
     dtype = first["dtype"]
-    full = [row for row in problems if row["dtype"] == dtype and row["backward"]]
-    widths = sorted({row["width"] for row in full})
-    plot(full, widths, picture)
+    full = [row for row in problems if row["backward"]]
+    plotted = [row for row in full if row["dtype"] == dtype]
+    by_width: dict[int, set[int]] = {}
+    for row in plotted:
+        by_width.setdefault(row["width"], set()).add(row["rows"])
+    plot(plotted, sorted(width for width, sizes in by_width.items() if len(sizes) > 1), picture)
     lines = [
         *(f"## The loss on {source['gpu'] or 'no GPU: a rehearsal'}", ""),
         *(f"`{source['command']}` at commit {source['commit']}; {versions}.", "", INTRODUCTION, ""),
@@ -135,9 +138,9 @@ def section(result: dict[str, Any], picture: Path) -> list[str]:
                 f"{first['rows']:,} x {first['width']}, {dtype}, {direction(symmetric)}, {passes}"
             )
             lines += [f"### {name}", "", *table(chosen), ""]
-    for symmetric, width in product((False, True), widths):
-        chosen = [row for row in full if (row["symmetric"], row["width"]) == (symmetric, width)]
-        if chosen:
-            name = f"By N: D = {width}, {dtype}, {direction(symmetric)}"
-            lines += [f"### {name}", "", *sizes_table(chosen), ""]
+    kinds = sorted({(row["dtype"], row["symmetric"], row["width"]) for row in full})
+    for kind in kinds:
+        chosen = [row for row in full if (row["dtype"], row["symmetric"], row["width"]) == kind]
+        name = f"By N: D = {kind[2]}, {kind[0]}, {direction(kind[1])}"
+        lines += [f"### {name}", "", *sizes_table(chosen), ""]
     return lines
