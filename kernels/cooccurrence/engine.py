@@ -36,7 +36,7 @@ from simcse_fast.kernels.numba_threads import Tick, run_workers
 
 DENSE = 1024  # 2 MB of 32-bit counts, which stay in a core's L2 or near it
 PIECE = 1 << 17  # tokens a worker takes through all steps while they are in cache
-CUTS = 64  # slices of rows, between which progress is told
+CUTS = 256  # slices of rows, between which progress is told
 FREQUENT = 4096  # words whose sums have so many terms that they are added up in two stages
 BITS_32 = 1 << 32
 
@@ -300,25 +300,28 @@ def copy_chunk(
 
 
 def slices(index: Index) -> list[tuple[int, int]]:
-    """Ranges of rows of equal numbers of occurrences; inside, the workers take rows in turn."""
+    """Ranges of rows of equal numbers of occurrences, which the workers take in turn.
+
+    Neighbours stay together: a row's first sentences are fetched while its predecessor is read.
+    """
     starts = index.rows.starts
     return list(pairwise(np.unique(np.searchsorted(starts, np.linspace(0, starts[-1], CUTS + 1)))))
 
 
 def sum_rows(run: Run, corpus: Corpus, index: Index, table: Array) -> NDArray[np.float64]:
     """sum_v f(c_wv) over the pairs of an index, added to both words'."""
-    words, rows = len(corpus.counts), index.rows
+    words, rows, ranges = len(corpus.counts), index.rows, slices(index)
     sums = np.zeros((run.workers, words))
 
     def work(worker: int) -> Iterator[int]:
         count, frequent = np.zeros(words, corpus.kind), np.zeros(min(FREQUENT, words))
-        for low, high in slices(index):
+        for low, high in ranges[worker :: run.workers]:
             numba_rows.sum_rows(
-                *(index.entries, corpus.packing, rows, (low + worker, high, run.workers)),
+                *(index.entries, corpus.packing, rows, (low, high)),
                 *(corpus.window > 0, table, count, sums[worker]),
             )
             move_up(sums[worker], frequent)
-            yield int(rows.starts[high] - rows.starts[low]) if worker == 0 else 0
+            yield int(rows.starts[high] - rows.starts[low])
         sums[worker, : len(frequent)] = frequent
 
     run(work)

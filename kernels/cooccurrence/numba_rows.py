@@ -83,7 +83,7 @@ def sum_rows(
     entries: Array,  # words, or word << bits | times
     packing: Any,  # (bits, mask) of entries
     rows: Rows,
-    row_range: tuple[int, int, int],  # first row, end, step: a worker's share is interleaved
+    row_range: tuple[int, int],
     window: bool,  # entries are plain words of all frequencies
     table: Array,  # (n,) f(0 ... n - 1)
     count: Array,  # (words,) all zero, and again so at return
@@ -115,7 +115,7 @@ def collect_rows(
     entries: Array,
     packing: Any,
     rows: Rows,
-    row_range: tuple[int, int, int],
+    row_range: tuple[int, int],
     window: bool,
     count: Array,  # (words,) all zero, and again so at return
     others: Array,  # (>= pairs,) out: partners of each row, smaller numbers than its own
