@@ -68,7 +68,6 @@ def counting(size: Size, texts: Texts) -> Rows:
     slow, whole = rows[0], rows[-1]
     whole["bars"] = bars = [
         bar("counting and KL, M tokens/s a core", whole["rate"][ONE], least=20),
-        bar("two threads over one", whole["two_threads"], least=1.8),
         bar("counting and KL over scipy", fastest(whole, "scipy"), least=10),
     ]
     if not slow["absent"]:

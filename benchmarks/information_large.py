@@ -53,7 +53,9 @@ def scaling(size: Size, texts: Texts) -> Rows:
             f"text to table, {name}": partial(to_table, array, n) for n, name in THREADS.items()
         }
         facts = {"sentences": len(array), "words": len(ids.counts)}
-        rows.append(compare("scaling", ids.tokens, steps, size.rounds, **facts))
+        rows.append(compare("scaling", ids.tokens, steps, 2 * size.rounds, **facts))
+    counting = next(iter(rows[-1]["two_threads"].values()))
+    rows[-1]["bars"] = [bar("two threads over one", counting, least=1.8)]
     return rows
 
 

@@ -63,8 +63,12 @@ def compare(kind: str, tokens: int, steps: Steps, rounds: int, **facts: Any) -> 
             name: round(harness.speed_up(took, first), 3) for name, took in times.items()
         },
     }
-    if ONE in times and TWO in times:
-        row["two_threads"] = round(harness.speed_up(times[ONE], times[TWO]), 3)
+    for name in times:
+        two = name.replace("1 thread", "2 threads")
+        if two != name and two in times:
+            row.setdefault("two_threads", {})[name] = round(
+                harness.speed_up(times[name], times[two]), 3
+            )
     return row
 
 

@@ -40,7 +40,7 @@ def pairs_of_rows(index: Index, corpus: Corpus, shown: int) -> Iterator[Triples]
     for low, high in pairwise(np.unique([0, *np.minimum(cuts, rows), rows]).tolist()):
         room = int(ends[high] - ends[low])
         others, times, after = np.empty(room, np.uint32), np.empty(room, np.int64), ends * 0
-        share = (low, high, 1)
+        share = (low, high)
         packing, window = corpus.packing, corpus.window > 0
         collect_rows(index.entries, packing, index.rows, share, window, count, others, times, after)
         found = np.diff(after[low:high], prepend=0)

@@ -266,7 +266,7 @@ class Sums:
         fill_rows(bags, share, (first, last), spans, ends[:-1].copy(), entries[:0], 0)
         rows = numba_rows.Rows(first, ends, spans)
         numba_rows.sum_rows(
-            *(entries, corpus.packing, rows, (0, last - first, 1), False),
+            *(entries, corpus.packing, rows, (0, last - first), False),
             *(self.table, self.counters, self.entropy),
         )
 
