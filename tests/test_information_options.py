@@ -1,5 +1,8 @@
 """What is counted (windows, sets, margins), the matrix of counts, and what chance gives."""
 
+import errno
+import os
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -113,11 +116,22 @@ def test_no_word_is_frequent_enough_for_a_matrix(tmp_path):
     assert pq.read_table(path).num_rows == 0
 
 
-def test_a_matrix_that_cannot_be_written_replaces_nothing(tmp_path):
-    with pytest.raises(OSError, match="No such file"):
+def test_a_matrix_that_cannot_be_written_replaces_nothing(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="return_counts: .*no/pairs.parquet .*: No such file"):
         gain(["a b"], return_counts=tmp_path / "no" / "pairs.parquet")
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(ValueError, match="return_counts: .*: no regular file; name another file"):
         gain(["a b"], return_counts=tmp_path)
+    path = tmp_path / "pairs.parquet"
+    path.write_text("an older one")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(ValueError, match="No space left on device; free some, or name another"):
+        gain(["a b"], return_counts=path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "an older one"
 
 
 # Chance

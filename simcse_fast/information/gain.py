@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from simcse_fast.errors import BackendUnavailableError, InputError
-from simcse_fast.files import written_whole
 from simcse_fast.information.cache import fingerprint_of, folder_for
 from simcse_fast.information.corpus import Text, open_corpus, text_of_files
 from simcse_fast.information.corrections import check_shuffle, clumping, null_gain, shuffled_gain
@@ -169,8 +168,7 @@ def count(numbered: Numbered, options: Options, *, kept: bool) -> Any:
     with ExitStack() as stack:
         pairs: MatrixOfPairs | FileOfPairs | None = None
         if isinstance(options.return_counts, Path):
-            unfinished = stack.enter_context(written_whole(options.return_counts))
-            pairs = FileOfPairs(unfinished, numbered.vocabulary, shown)
+            pairs = FileOfPairs(options.return_counts, stack, numbered.vocabulary, shown)
         elif options.return_counts:
             pairs = MatrixOfPairs(shown)
         tick = stack.enter_context(counting_bar(numbered.tokens, show=options.progress))

@@ -309,15 +309,17 @@ def remove_abandoned(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """One sentence where ids cannot be kept."""
+def told(
+    path: Path, argument: str = "cache", advice: str = "name another folder by cache="
+) -> Iterator[None]:
+    """One sentence where something cannot be written."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         free = "free some, or " * (error.errno == errno.ENOSPC)
         raise InputError(
-            f"cache: {folder} cannot be written: {reason}; {free}name another folder by cache="
+            f"{argument}: {path} cannot be written: {reason}; {free}{advice}"
         ) from error
 
 

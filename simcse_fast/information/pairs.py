@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from simcse_fast.files import written_whole
+from simcse_fast.information.ids import told
 from simcse_fast.kernels.cooccurrence.numba_rows import collect_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import ExitStack
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -108,17 +112,22 @@ class FileOfPairs(Pairs):
 
     SCHEMA = pa.schema({"word": pa.large_string(), "other": pa.large_string(), "count": pa.int64()})
 
-    def __init__(self, path: Path, vocabulary: pa.Array, shown: int) -> None:
+    def __init__(self, path: Path, end: ExitStack, vocabulary: pa.Array, shown: int) -> None:
         self.shown, self.vocabulary = shown, vocabulary.cast(pa.large_string())
-        self.writer = pq.ParquetWriter(path, self.SCHEMA)
+        self.told = partial(told, path, "return_counts", "name another file")
+        with self.told():
+            unfinished = end.enter_context(written_whole(path))
+            self.writer = pq.ParquetWriter(unfinished, self.SCHEMA)
 
     def add(self, triples: Iterator[Triples]) -> None:
         """More pairs."""
         for words, others, times in triples:
             columns = (self.vocabulary.take(pa.array(ids)) for ids in (words, others))
-            self.writer.write_table(pa.table([*columns, pa.array(times)], schema=self.SCHEMA))
+            with self.told():
+                self.writer.write_table(pa.table([*columns, pa.array(times)], schema=self.SCHEMA))
 
     def finish(self, counted: Counted) -> None:
         """Write what needed no rows, and close the file."""
         self.add(pairs_of_triangle(counted, self.shown))
-        self.writer.close()
+        with self.told():
+            self.writer.close()
