@@ -28,7 +28,7 @@ from simcse_fast.kernels.infonce.tiles import Tile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FEWEST = tiles.FEWEST
+PANELS_ABOVE = tiles.PANELS_ABOVE
 ORIGINAL = tiles.product_tile, tiles.attention_tiles
 FLAT = False, True
 # Rows, columns, depth, warps, stages, descriptors, halves, resident, flat.
@@ -99,7 +99,9 @@ def install(kind: str, candidate: Any) -> None:
             return attention_tiles(unit, *sizes)
         return None
 
-    tiles.FEWEST = dict.fromkeys(FEWEST, (tiles.EVERY,) * 2) if kind == "crossover" else FEWEST
+    tiles.PANELS_ABOVE = (
+        dict.fromkeys(PANELS_ABOVE, (tiles.EVERY,) * 2) if kind == "crossover" else PANELS_ABOVE
+    )
     tiles.product_tile = chosen if isinstance(candidate, Tile) else product_tile
     tiles.attention_tiles = pairs
 

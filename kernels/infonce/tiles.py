@@ -89,7 +89,7 @@ ATTENTION_SINGLE: dict[int, tuple[tuple[Tile, Tile], ...]] = {
 # Similarities up to which launches, of which these kernels need fewer, cost more than products; by
 # bytes of a number and padded width. A symmetric loss takes them twice.
 EVERY = 1 << 62
-FEWEST: dict[tuple[int, int], tuple[int, int]] = {  # in one direction, and symmetric
+PANELS_ABOVE: dict[tuple[int, int], tuple[int, int]] = {  # in one direction, and symmetric
     (2, 64): (EVERY, EVERY),
     (2, 128): (EVERY, 1 << 26),
     (2, 256): (1 << 26, 1 << 24),
@@ -145,7 +145,7 @@ def attention_tiles(
     if device is None:
         return INTERPRETED[1]
     width = max(64, 1 << (unit.shape[1] - 1).bit_length())
-    if rows * columns > FEWEST.get((size, width), (0, 0))[symmetric]:
+    if rows * columns > PANELS_ABOVE.get((size, width), (0, 0))[symmetric]:
         return None
     pairs = attention_table(device, size)[width]
     for queries, keys in pairs:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 WIDTH = 256
 VOCABULARY_LIMIT = 60_000  # of the most frequent words
 HELD_OUT = 4096  # sentences at most, and a tenth at most
-FEWEST = 200  # sentences to train on
+FEW = 200  # sentences to train on
 SHOWN = 5
 ROWS_PER_SECOND = 2000  # of timing: 4 seconds for 8,192 rows
 # Seconds after the start that keep four minutes on a slow machine: sentences are weighed under the
@@ -160,10 +160,10 @@ def prepare(model: SentenceTransformer, text: Text, seed: int) -> Corpus:
     """Word numbers of all sentences, and a random tenth held out."""
     tokens = tokenize(model, text.sentences)
     long_enough = np.flatnonzero(tokens.lengths() >= training.SHORTEST)
-    if len(long_enough) < FEWEST:
+    if len(long_enough) < FEW:
         raise InputError(
             f"{text.name}: {len(long_enough)} different sentences of {training.SHORTEST} words or "
-            f"more among {len(text.sentences)}; expected at least {FEWEST}"
+            f"more among {len(text.sentences)}; expected at least {FEW}"
         )
     rows = np.random.default_rng(seed).permutation(long_enough)
     cut = min(HELD_OUT, len(rows) // 10)

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 TEMPERATURE = 0.05
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
-FEWEST_ROUNDS = 3
+FEW_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def compare(query: Tensor, key: Tensor, *, budget: float) -> Comparison:
     }
     times: dict[str, list[float]] = {name: [] for name in losses}
     started = time.perf_counter()
-    while len(times["fused"]) < FEWEST_ROUNDS or time.perf_counter() - started < budget:
+    while len(times["fused"]) < FEW_ROUNDS or time.perf_counter() - started < budget:
         for name, loss in losses.items():
             times[name].append(seconds(loss, query, key))
     cost = {name: Cost(median(times[name]) * 1e3, first[name][0]) for name in losses}

