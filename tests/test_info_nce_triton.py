@@ -203,6 +203,26 @@ def test_blocks_share_one_softmax():
         assert max(found) < {4: 2e-6, 2: 2e-2}[dtype.itemsize]
 
 
+@pytest.mark.parametrize(("anchor", "key"), [(0, 2), (2, 0)])
+def test_gradients_go_to_the_tensors_of_a_block(anchor, key, narrow):
+    """Of several: as in the other direction of triplets, whose documents stand between."""
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(n, 33, generator=g).to(DEVICE) for n in (40, 80, 40)]
+    blocks = (Block(anchor, key, len(inputs[key])),)
+    labels = torch.arange(40, device=DEVICE)
+    found = {}
+    for backend in ("triton", "reference"):
+        mine = [x.clone().requires_grad_() for x in inputs]
+        loss = block_softmax(
+            mine, blocks, scale=5.0, normalize=True, labels=labels, backend=backend
+        )
+        found[backend] = torch.autograd.grad(loss, mine, allow_unused=True)
+    for number, (one, other) in enumerate(zip(*found.values(), strict=True)):
+        assert (one is not None) == (number in (anchor, key))
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(60, 2), (43, 3), (20, 2)])
 def test_the_padding_of_a_block_of_segments_is_written(rows, columns):
     """Hard negatives as further columns: what is beyond the last of them must be zero, not old."""

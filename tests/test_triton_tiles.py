@@ -14,8 +14,8 @@ if torch.cuda.is_available() or not backends()["triton"].available:
 
 from simcse_fast.kernels.infonce import (
     tiles,
-    triton_attention,
     triton_kernels,
+    triton_narrow,
     triton_rows,
     triton_softmax,
 )
@@ -56,7 +56,7 @@ def test_attention_tiles_of_the_table(width, pair, dtype, monkeypatch):
 def test_launches(options, panels, monkeypatch):
     """How many kernels of ours a loss and its gradients take: what a small batch consists of."""
     count = []
-    for module in (triton_rows, triton_softmax, triton_kernels, triton_attention):
+    for module in (triton_rows, triton_softmax, triton_kernels, triton_narrow):
         for name, kernel in list(vars(module).items()):
             if name.startswith("infonce_"):
                 monkeypatch.setattr(module, name, Counted(kernel, count))

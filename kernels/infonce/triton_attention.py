@@ -4,26 +4,14 @@ One walks over the keys and leaves losses and the queries' gradient; the other w
 queries, whose softmaxes are known by then, and leaves the keys' gradient. Each forms the
 similarities for itself, four products instead of three, but nothing of size M x N is written: for
 narrow rows, where a panel's traffic costs more than its products, and for small batches, where
-launches do. A symmetric loss is both kernels twice, with the sides exchanged.
+launches do. triton_narrow.py launches them.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from simcse_fast.kernels.infonce import tiles as table
-from simcse_fast.kernels.infonce.panels import Result
-from simcse_fast.kernels.infonce.similarities import Problem, margin_of
-from simcse_fast.kernels.infonce.terms import Own
-from simcse_fast.kernels.infonce.tiles import Tile
 from simcse_fast.kernels.infonce.triton_epilogue import holds, margin_bound, negatives
 from simcse_fast.kernels.infonce.triton_math import (
-    FUSED,
     LOG2E,
     LOWEST,
     POSITIVE,
@@ -32,8 +20,6 @@ from simcse_fast.kernels.infonce.triton_math import (
     scaled,
     slope_of,
 )
-from simcse_fast.kernels.infonce.triton_rows import Rows, kept, precision
-from simcse_fast.kernels.infonce.triton_softmax import gain_of
 
 SIZES = ("rows", "columns")
 
@@ -307,121 +293,3 @@ def infonce_keys_kernel(
         g, x, row_stride, column_stride, inverse, numbers, more, out, numbers, j, columns, width,
         NORMALIZE, MORE, False, BD,
     )  # fmt: skip
-
-
-def narrow(problem: Problem, needs: Sequence[bool]) -> Result | None:
-    """Losses and gradients without panels, where rows are narrow or the batch is small."""
-    tiles = _tiles(problem)
-    if tiles is None:
-        return None
-    job = problem.job
-    anchor, key = job.terms.blocks[0].anchor, job.terms.blocks[0].key
-    learned = isinstance(job.scale, Tensor) and needs[0]
-    losses = problem.numbers.new_empty(
-        1 + job.terms.symmetric, len(job.labels), dtype=torch.float32
-    )
-    if not job.terms.symmetric:
-        one = _direction(problem, tiles, losses[0], needs[anchor], needs[key], learned)
-        return Result(losses[0], list(one[:2]), one[2])
-    wanted = any(needs)
-    one = _direction(problem, tiles, losses[0], wanted, wanted, learned, torch.float32)
-    turned = replace(
-        problem,
-        job=replace(job, query_ids=job.key_ids, key_ids=job.query_ids),
-        rows=[problem.rows[key], problem.rows[anchor]],
-    )
-    other = _direction(turned, tiles, losses[1], wanted, wanted, learned, None, one[1::-1])
-    of_query, of_key = (g if n else None for g, n in zip(other[1::-1], needs, strict=True))
-    of_scale = None if one[2] is None or other[2] is None else one[2] + other[2]
-    return Result(losses.mean(0), [of_query, of_key], of_scale)
-
-
-def _direction(
-    problem: Problem,
-    tiles: tuple[Tile, Tile],
-    losses: Tensor,  # (M,) out
-    of_query: bool,
-    of_key: bool,
-    learned: bool,
-    dtype: torch.dtype | None = None,  # of the gradients, where not that in which they are kept
-    more: Sequence[Tensor | None] = (None, None),  # fp32: added to the queries' and to the keys'
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of queries, keys and scale; the keys' kernel needs the other's softmaxes."""
-    job = problem.job
-    query, key = (problem.rows[i] for i in (job.terms.blocks[0].anchor, job.terms.blocks[0].key))
-    rows, columns = len(query.raw), len(key.raw)
-    state = losses.new_empty(4, rows)
-    along = state.new_empty(rows, dtype=torch.float64) if learned else None
-    wanted = of_query or of_key
-    gradients = [kept(x, dtype) if n else None for x, n in ((query, wanted), (key, of_key))]
-    tensors, numbers, switches = _common(problem)
-
-    def given(x: Tensor | None) -> Tensor:
-        return losses if x is None else x  # any tensor stands for one that is not read
-
-    infonce_queries_kernel[(triton.cdiv(rows, tiles[0].rows),)](
-        *(query.unit, key.unit, *_raw(query), *tensors, given(job.weight), losses, state),
-        *(given(more[0]), given(gradients[0]), given(along), *numbers),
-        **{"WEIGHTED": job.weight is not None, "GRADIENT": wanted, "SCALE": learned, **switches},
-        **{"MORE": more[0] is not None, **_shape(tiles[0], query)},
-    )
-    if of_key:
-        gain = gain_of(state[3].abs()) if query.unit.dtype == torch.float16 else None
-        infonce_keys_kernel[(triton.cdiv(columns, tiles[1].columns),)](
-            *(query.unit, key.unit, *_raw(key), *tensors, state, given(gain)),
-            *(given(more[1]), gradients[1], *numbers),
-            **{"GAIN": gain is not None, **switches},
-            **{"MORE": more[1] is not None, **_shape(tiles[1], query)},
-        )
-    return (
-        gradients[0] if of_query else None,
-        gradients[1],
-        None if along is None else along.sum(),
-    )
-
-
-def _tiles(problem: Problem) -> tuple[Tile, Tile] | None:
-    """For both kernels; None for a loss that they do not compute, or not as quickly as panels."""
-    job, terms = problem.job, problem.job.terms
-    one = len(job.segments) == 1 and job.segments[0].own == Own.POSITIVE
-    if not one or terms.label_smoothing or problem.hard is not None:
-        return None
-    query, key = (problem.rows[i] for i in (terms.blocks[0].anchor, terms.blocks[0].key))
-    return table.attention_tiles(query.unit, len(query.raw), len(key.raw), terms.symmetric)
-
-
-def _common(problem: Problem) -> tuple[tuple[Tensor, ...], tuple[float, ...], dict[str, Any]]:
-    """What both kernels take: tensors, numbers, and switches at compile time."""
-    job, block = problem.job, problem.job.terms.blocks[0]
-    query, key = problem.rows[block.anchor], problem.rows[block.key]
-    ids = (job.labels if x is None else x for x in (job.query_ids, job.key_ids))
-    margin = margin_of(job.terms)
-    numbers = (
-        *(len(query.raw), len(key.raw), query.raw.shape[1], query.unit.shape[1]),
-        *(job.segments[0].hardness, 0.0 if margin is None else margin),
-        job.uniform_weight if job.weight is None else 1.0,
-    )
-    switches = {
-        "IDS": job.query_ids is not None,
-        "MARGIN": margin is not None,
-        # An offset known beforehand suffices, or each row's largest logit so far is the offset;
-        # relative to that, exponentials fit fp16 as well.
-        "ONLINE": problem.flag is not None or query.unit.dtype == torch.float16,
-        "NORMALIZE": query.inverse is not None,
-        "PRECISION": precision(query.unit),
-        "WIDE": query.unit.dtype == torch.float32,
-    }
-    return (problem.numbers, job.labels, *ids), numbers, switches
-
-
-def _raw(rows: Rows) -> tuple[Any, ...]:
-    """The rows as they came, with their strides and inverse lengths."""
-    return rows.raw, *rows.raw.stride(), rows.raw if rows.inverse is None else rows.inverse
-
-
-def _shape(tile: Tile, rows: Rows) -> dict[str, int]:
-    width = triton.next_power_of_2(rows.unit.shape[1])
-    return {
-        "BM": tile.rows, "BN": tile.columns, "BK": min(tile.depth, width), "BD": width,
-        "num_warps": tile.warps, "num_stages": tile.stages, **FUSED,
-    }  # fmt: skip

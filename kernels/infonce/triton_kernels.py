@@ -15,7 +15,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from simcse_fast.kernels.infonce import tiles as table
 from simcse_fast.kernels.infonce.similarities import Similarities
-from simcse_fast.kernels.infonce.triton_attention import narrow
 from simcse_fast.kernels.infonce.triton_epilogue import (
     gradient_of,
     holds,
@@ -24,6 +23,7 @@ from simcse_fast.kernels.infonce.triton_epilogue import (
     within_margin,
 )
 from simcse_fast.kernels.infonce.triton_math import FUSED, POSITIVE
+from simcse_fast.kernels.infonce.triton_narrow import narrow
 from simcse_fast.kernels.infonce.triton_rows import precision
 
 __all__ = ["gradients", "narrow", "sums"]  # the part of the plan: similarities.Products
