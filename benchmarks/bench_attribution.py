@@ -8,7 +8,6 @@ the number of nodes or coalitions where their errors are alike.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
@@ -352,9 +351,8 @@ def main() -> None:
         "shapley": [partial(coalitions, options.device, size)],
         "corpus": [partial(corpus, first, options.device, size)],
     }
-    where = "cpu" if options.device == "cpu" else re.sub(r"\W+", "-", torch.cuda.get_device_name())
-    name = f"cpu-{harness.machine()}" if where == "cpu" else where
-    name = f"attribution-{'rehearsal' if options.rehearse else name.lower()}"
+    where = f"cpu-{harness.machine()}" if options.device == "cpu" else harness.gpu()
+    name = f"attribution-{'rehearsal' if options.rehearse else where}"
     rows: list[dict[str, Any]] = []
     for kind, calls in plan.items():
         for call in calls if options.only is None or kind in options.only else []:

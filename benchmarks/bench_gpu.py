@@ -311,7 +311,7 @@ def main() -> None:
         torch.set_num_threads(1)
         name = "rehearsal"
     else:
-        name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
+        name = harness.gpu()
     torch._dynamo.config.cache_size_limit = 64  # noqa: SLF001  # one entry a shape
     write = partial(harness.save, f"info_nce-{name}", folder=options.output)
     path = options.output / f"info_nce-{name}.json"

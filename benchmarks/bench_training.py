@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import statistics
 import time
 from functools import partial
@@ -176,7 +175,7 @@ def main() -> None:
     if options.rehearse or device.type == "cuda":
         measured, where = on_gpu(device, options.rehearse), "gpu"
         if device.type == "cuda":
-            where = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
+            where = harness.gpu()
     else:
         names = options.methods or list(training_peers.MAKERS)
         measured = on_cpu(options.sizes or list(BATCHES), names)

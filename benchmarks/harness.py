@@ -22,7 +22,7 @@ import torch
 from simcse_fast.kernels import native
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -99,15 +99,25 @@ def machine() -> str:
     return "-".join(words).lower()
 
 
+def gpu() -> str:
+    """The GPU, as part of a file's name: nvidia-h200."""
+    return re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of packages that are installed, and of those that are not."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
 @cache
 def provenance() -> dict[str, Any]:
     """Versions, processor, threads and commit of a result."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     command = ["git", "rev-parse", "--short", "HEAD"]
     git = shutil.which("git") and subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=False
@@ -120,7 +130,7 @@ def provenance() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(PACKAGES),
         "commit": git.stdout.strip() if git else "",
         "command": " ".join([program, *sys.argv[1:]]),
     }

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse, special
+
+from benchmarks import harness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,13 +51,7 @@ HALF = """
 
 def versions() -> dict[str, str]:
     """Of the peers."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return harness.versions(PACKAGES)
 
 
 def kl_of_matrix(pairs: Any, counts: NDArray[np.int64]) -> Values:  # (words,)

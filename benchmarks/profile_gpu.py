@@ -7,7 +7,6 @@ that take longer than their kernels.
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,7 @@ def main() -> None:
                     f"   {kernel['ms']:9.4f} ms {kernel['launches']:6.1f} x {kernel['kernel'][:85]}"
                 )
             torch.cuda.empty_cache()
-    device = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
-    print(harness.save(f"kernels-{device}", found, options.output))
+    print(harness.save(f"kernels-{harness.gpu()}", found, options.output))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple
@@ -153,7 +152,7 @@ def main() -> None:
     if not arguments.rehearse and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
     device = torch.device("cpu" if arguments.rehearse else "cuda")
-    name = "rehearsal" if arguments.rehearse else torch.cuda.get_device_name()
+    name = "rehearsal" if arguments.rehearse else harness.gpu()
     end, rows = time.monotonic() + 60 * arguments.minutes, []
     wanted = [*problems(arguments.rehearse)][: arguments.entries]
     if arguments.jobs and not arguments.rehearse:
@@ -177,7 +176,7 @@ def main() -> None:
             print(f"{title:24} {milliseconds:9.3f} ms  {tile}", flush=True)
     fields = ", ".join(asdict(PRODUCTS[0]))
     print(f"a tile: {fields}")
-    print(harness.save(f"tiles-{re.sub(r'[^a-z0-9]+', '-', name.lower())}", rows, arguments.output))
+    print(harness.save(f"tiles-{name}", rows, arguments.output))
 
 
 if __name__ == "__main__":

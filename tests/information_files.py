@@ -17,6 +17,12 @@ def zipf_lines(sentences, seed=0):
     ]
 
 
+def zipf_file(folder):
+    path = folder / "text.txt"
+    path.write_text("\n".join(zipf_lines(300)))
+    return path
+
+
 def folders(path):
     return sorted(found for found in path.parent.iterdir() if found.is_dir())
 

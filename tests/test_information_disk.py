@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from information_files import folders, zipf_lines
+from information_files import folders, zipf_file
 from test_information import assert_same, gain
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -18,9 +18,7 @@ from simcse_fast.information.sentences import Repairs
 
 @pytest.fixture
 def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(zipf_lines(300)))
-    return path
+    return zipf_file(tmp_path)
 
 
 @pytest.fixture

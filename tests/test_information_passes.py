@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from information_files import folders, run_killed, zipf_lines
+from information_files import folders, run_killed, zipf_file, zipf_lines
 from test_information import assert_same, gain
 
 from simcse_fast.information import InformationTable, counting, ids
@@ -20,9 +20,7 @@ from simcse_fast.kernels.cooccurrence import engine
 
 @pytest.fixture
 def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(zipf_lines(300)))
-    return path
+    return zipf_file(tmp_path)
 
 
 @pytest.fixture
