@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 9
+#define SF_ABI_VERSION 10
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -158,6 +158,23 @@ typedef struct {
 SF_API int32_t sf_infonce_small(const sf_small *batch);
 /* Numbers of scratch that it needs; -1: bad argument. */
 SF_API int64_t sf_small_scratch(const sf_small *batch);
+
+/* A tile of all pairs of rows: rows [first_row, first_row + rows) with rows [first_column,
+ * first_column + columns) of the same matrix. logit = slope * product - row_bias - column_bias. */
+typedef struct {
+  float *product; /* (rows, columns), stride apart; overwritten, if `keep` with the potentials */
+  int64_t rows, columns, stride, first_row, first_column;
+  const float *row_bias, *column_bias; /* (rows), (columns) */
+  double slope, offset;
+  double *row_sum;    /* (rows) sums of exp2(logit - offset) right of the diagonal, added to */
+  double *column_sum; /* (columns) the same, or NULL; needs `keep` */
+  float *largest;     /* the largest logit so far */
+  int32_t keep;       /* leave exp2(logit - offset), 0 on and left of the diagonal */
+  int32_t threads;
+} sf_potentials;
+
+/* Products of centred rows -> potentials and their sums, each pair once. */
+SF_API int32_t sf_uniformity_potentials(const sf_potentials *tile);
 
 /* Longest sequences, and most numbers of a head, that sf_attention takes. */
 #define SF_ATTENTION_LENGTH 128

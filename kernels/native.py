@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 
@@ -128,6 +128,28 @@ class Small(Structure):
     )
 
 
+class Potentials(Structure):
+    """sf_potentials."""
+
+    _fields_ = (
+        ("product", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("stride", c_int64),
+        ("first_row", c_int64),
+        ("first_column", c_int64),
+        ("row_bias", c_void_p),
+        ("column_bias", c_void_p),
+        ("slope", c_double),
+        ("offset", c_double),
+        ("row_sum", c_void_p),
+        ("column_sum", c_void_p),
+        ("largest", c_void_p),
+        ("keep", c_int32),
+        ("threads", c_int32),
+    )
+
+
 class Heads(Structure):
     """sf_heads."""
 
@@ -176,6 +198,7 @@ _SIGNATURES = {
     "sf_infonce_columns": (POINTER(Square),),
     "sf_infonce_columns_end": (POINTER(Square),),
     "sf_infonce_square": (POINTER(Square),),
+    "sf_uniformity_potentials": (POINTER(Potentials),),
     "sf_attention_forward": (POINTER(Attention),),
     "sf_attention_backward": (POINTER(Attention),),
 }

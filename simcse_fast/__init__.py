@@ -18,16 +18,20 @@ if TYPE_CHECKING:
     from simcse_fast.gradient_cache import GradientCache
     from simcse_fast.information import InformationTable, information_gain
     from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
+    from simcse_fast.metrics import Alignment, Uniformity, alignment, uniformity
     from simcse_fast.training import train
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Alignment": "metrics",
     "Attributions": "attribution",
     "BackendUnavailableError": "errors",
     "GradientCache": "gradient_cache",
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
+    "Uniformity": "metrics",
+    "alignment": "metrics",
     "attribute_file": "attribution.batch",
     "backends": "backend",
     "info_nce": "losses.info_nce",
@@ -37,14 +41,18 @@ _HOME = {
     "shapley_values": "attribution",
     "token_similarity": "attribution",
     "train": "training",
+    "uniformity": "metrics",
 }
 
 __all__ = [
+    "Alignment",
     "Attributions",
     "BackendUnavailableError",
     "GradientCache",
     "InfoNCELoss",
     "InformationTable",
+    "Uniformity",
+    "alignment",
     "attribute_file",
     "backends",
     "info_nce",
@@ -54,6 +62,7 @@ __all__ = [
     "shapley_values",
     "token_similarity",
     "train",
+    "uniformity",
 ]
 
 

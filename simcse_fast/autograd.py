@@ -120,10 +120,12 @@ class _Loss(torch.autograd.Function):
                 _, kept = _forward(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
                 upstream = upstream.new_ones(())
             gradients = _weighed(kept, upstream, inputs)
-        return None, *_once(gradients, [upstream, *inputs])
+        return None, *differentiated_once(gradients, [upstream, *inputs])
 
 
-def _once(gradients: list[Tensor | None], depends_on: list[Tensor | None]) -> list[Tensor | None]:
+def differentiated_once(
+    gradients: list[Tensor | None], depends_on: list[Tensor | None]
+) -> list[Tensor | None]:
     """The same gradients, which raise where someone differentiates them."""
     if not torch.is_grad_enabled():
         return gradients
@@ -144,8 +146,8 @@ class _Once(torch.autograd.Function):
 
 def _refuse(*_anything: Any) -> None:
     raise RuntimeError(
-        "info_nce: second derivatives are not implemented; for a gradient penalty write the loss "
-        "in plain torch (simcse_fast/kernels/infonce/reference.py is that)."
+        "second derivatives are not implemented; for a gradient penalty write the loss in plain "
+        "torch (the files reference.py in simcse_fast/kernels are that)."
     )
 
 
@@ -275,7 +277,7 @@ def _operator_backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
         wanted = _wanted(scale, hard, call.needs)
         some = [g if n else None for g, n in zip(kept, wanted, strict=True)]
         gradients = _weighed(some, factor, [scale, hard, *tensors])
-    of_scale, of_hard, *of_tensors = _once(gradients, [factor, scale, hard, *tensors])
+    of_scale, of_hard, *of_tensors = differentiated_once(gradients, [factor, scale, hard, *tensors])
     return of_tensors, of_hard, of_scale, *[None] * 8
 
 

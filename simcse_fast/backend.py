@@ -14,7 +14,9 @@ import torch
 
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.kernels import native
+from simcse_fast.kernels.alignment import chunks
 from simcse_fast.kernels.infonce import cpu, panels, terms, torch_ops, workspace
+from simcse_fast.kernels.uniformity import tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -225,6 +227,43 @@ def evaluate(
             return result
         gradients = [None if g is None else g.to(kept) for g in result.gradients]
         return dataclasses.replace(result, gradients=gradients)
+
+
+def uniformity(
+    backend: str,
+    x: Tensor,  # (N, D)
+    t: float,
+    normalize: bool,
+    gradient: bool,  # whether it is wanted
+) -> tuple[Tensor, Tensor | None]:
+    """The uniformity, 0-d fp64, and its gradient in fp32 or wider."""
+    with _no_autocast(x.device.type):
+        part = _metric_part(backend, x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+        limit = workspace_limit(x.device)
+        return tiles.run(part, wide, x.dtype, t, normalize, gradient, limit)
+
+
+def alignment(
+    backend: str,
+    pair: tuple[Tensor, Tensor],  # (N, D) each
+    alpha: float,
+    normalize: bool,
+    needs: tuple[bool, bool],  # gradients wanted
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The alignment, 0-d fp64, and its gradients in fp32 or wider."""
+    dtype = torch.promote_types(pair[0].dtype, torch.float32)
+    part = cpu if backend == "cpu" and dtype == torch.float32 else torch_ops
+    x, y = (z.to(dtype).contiguous() for z in pair)
+    return chunks.run(part, (x, y), alpha, normalize, needs)
+
+
+def _metric_part(backend: str, dtype: torch.dtype) -> tiles.Part:
+    own = "cpu" if backend == "cpu" else "triton_kernels"
+    plain = backend == "torch" or dtype == torch.float64
+    name = "torch_ops" if plain else own
+    part: tiles.Part = importlib.import_module(f"simcse_fast.kernels.uniformity.{name}")
+    return part
 
 
 def path_kernels(device: torch.device, dtype: torch.dtype) -> Any:

@@ -21,9 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from simcse_fast import backend, info_nce, set_workspace_limit
+from simcse_fast import backend, info_nce, set_workspace_limit, uniformity
 from simcse_fast.kernels.infonce import fused, tiles
 from simcse_fast.kernels.path_integral import triton_kernels as path_integral
+from simcse_fast.kernels.uniformity import tiles as pairs
 
 EVERYTHING = {
     "false_negative_margin": 0.1,
@@ -69,6 +70,7 @@ PATH_WIDTHS = [
     4096,  # and wider: one token in a program, whole or in blocks
     769,  # rows that are not aligned
 ]
+PAIRS = [(4096, 768), (200, 64)]  # rows, width: large tiles and small ones
 TYPES = ["bfloat16", "float16", "float32"]
 
 
@@ -130,6 +132,7 @@ def main(capability):
     tiles.processors = lambda _device: 132
     backend._interpreted = lambda: True  # tensors of the CPU are welcome
     backend.PROBLEMS["triton"] = lambda: ""
+    pairs.SHAPES["cpu"] = pairs.SHAPES["cuda"]
     fused.multiply = lambda *_, **__: None
     set_workspace_limit(64 << 20)
     for rows, width, dtype, options in CASES:
@@ -140,6 +143,10 @@ def main(capability):
         if hard := more.pop("hard", 0):
             more["hard_negatives"] = torch.ones(rows, hard, width, dtype=x.dtype)
         info_nce(x, x, backend="triton", **more)
+    for (rows, width), dtype in itertools.product(PAIRS, TYPES):
+        x = torch.ones(rows, width, dtype=getattr(torch, dtype))
+        uniformity(x, backend="triton")
+        uniformity(x.requires_grad_(), backend="triton")
     for width, dtype in itertools.product(PATH_WIDTHS, TYPES):
         words = torch.ones(2, 40, width, dtype=getattr(torch, dtype))
         moves, sentence = torch.ones(2, 40, dtype=torch.bool), torch.zeros(9, dtype=torch.int64)

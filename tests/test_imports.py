@@ -19,7 +19,10 @@ HEAVY = {
 # Floors of the house, from the ground up; a module may import its own floor and those below.
 FLOORS = (
     ("simcse_fast.kernels",),
-    ("simcse_fast.errors", "simcse_fast.backend", "simcse_fast.autograd"),
+    (
+        *("simcse_fast.errors", "simcse_fast.backend", "simcse_fast.autograd"),
+        "simcse_fast.autograd_metrics",
+    ),
     ("simcse_fast",),  # losses, metrics, attribution, information and whatever else is public
     ("simcse_fast.cli",),
 )

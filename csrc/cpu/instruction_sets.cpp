@@ -48,6 +48,7 @@ struct Loops {
   void (*columns)(const sf_square &);
   void (*columns_end)(const sf_square &);
   void (*square)(const sf_square &);
+  void (*potentials)(const sf_potentials &);
   void (*attention)(const sf_attention &);
   void (*attention_backward)(const sf_attention &);
 };
@@ -165,6 +166,12 @@ bool valid(const sf_square *p) {
          p->positive_slope > 0 && p->threads >= 1;
 }
 
+bool valid(const sf_potentials *p) {
+  return p && p->product && p->rows >= 1 && p->columns >= 1 && p->stride >= p->columns &&
+         p->first_row >= 0 && p->first_column >= 0 && p->row_bias && p->column_bias &&
+         p->slope > 0 && p->row_sum && p->largest && (p->keep || !p->column_sum) && p->threads >= 1;
+}
+
 bool valid(const sf_attention *p) {
   return p && p->batch >= 0 && p->heads >= 1 && p->length >= 1 &&
          p->length <= SF_ATTENTION_LENGTH && p->depth >= 16 && p->depth <= SF_ATTENTION_DEPTH &&
@@ -247,6 +254,12 @@ int32_t sf_infonce_columns_end(const sf_square *p) {
 int32_t sf_infonce_square(const sf_square *p) {
   if (!valid(p)) return SF_BAD_ARGUMENT;
   current()->loops->square(*p);
+  return SF_OK;
+}
+
+int32_t sf_uniformity_potentials(const sf_potentials *p) {
+  if (!valid(p)) return SF_BAD_ARGUMENT;
+  current()->loops->potentials(*p);
   return SF_OK;
 }
 

@@ -9,6 +9,8 @@
 
 #include "small_loops.h"
 
+#include "uniformity_loops.h"
+
 #include "attention_loops.h"
 
 const Loops kLoops = {normalize,
@@ -21,5 +23,6 @@ const Loops kLoops = {normalize,
                       columns,
                       columns_end,
                       square,
+                      potentials,
                       attention,
                       attention_backward};

@@ -17,28 +17,34 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def check_pair(query: Tensor, key: Tensor, *, least: int = 1) -> None:
     """Two matrices of rows of one width, type and device, with at least so many rows."""
-    for name, x in (("query", query), ("key", key)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}.")
-        if x.dtype not in FLOATS:
-            raise TypeError(f"{name}: expected fp64, fp32, bf16 or fp16, got {x.dtype}.")
-        if x.ndim != 2 or x.shape[0] < least or x.shape[1] == 0:  # noqa: PLR2004
-            raise ValueError(
-                f"{name}: expected shape (rows >= {least}, D >= 1), got {tuple(x.shape)}."
-            )
-    _check_like("key", key, query)
+    check_rows("query", query, least=least)
+    check_rows("key", key, least=least)
+    check_same_kind("key", key, "query", query)
 
 
-def _check_like(name: str, x: Tensor, query: Tensor) -> None:
-    if x.shape[-1] != query.shape[-1]:
+def check_rows(name: str, x: Tensor, *, least: int, why: str = "") -> None:
+    """A matrix of at least so many rows, of a floating-point type."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}.")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected fp64, fp32, bf16 or fp16, got {x.dtype}.")
+    if x.ndim != 2 or x.shape[0] < least or x.shape[1] == 0:  # noqa: PLR2004
         raise ValueError(
-            f"{name}: width {x.shape[-1]} of shape {tuple(x.shape)} differs from query's, which "
-            f"has shape {tuple(query.shape)}."
+            f"{name}: expected shape (rows >= {least}, D >= 1), got {tuple(x.shape)}{why}."
         )
-    if x.dtype != query.dtype:
-        raise TypeError(f"{name}: has dtype {x.dtype}, expected query's, {query.dtype}.")
-    if x.device != query.device:
-        raise ValueError(f"{name}: is on {x.device}, expected query's device, {query.device}.")
+
+
+def check_same_kind(name: str, x: Tensor, other: str, y: Tensor) -> None:
+    """Width, type and device of another tensor."""
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            f"{name}: width {x.shape[-1]} of shape {tuple(x.shape)} differs from {other}'s, which "
+            f"has shape {tuple(y.shape)}."
+        )
+    if x.dtype != y.dtype:
+        raise TypeError(f"{name}: has dtype {x.dtype}, expected {other}'s, {y.dtype}.")
+    if x.device != y.device:
+        raise ValueError(f"{name}: is on {x.device}, expected {other}'s device, {y.device}.")
 
 
 def labels_of(labels: Tensor | None, query: Tensor, key: Tensor, symmetric: bool) -> Tensor:
@@ -106,7 +112,7 @@ def check_hard_negatives(hard: Tensor, query: Tensor) -> None:
             f"hard_negatives: expected shape ({query.shape[0]}, K >= 1, {query.shape[1]}), got "
             f"{tuple(hard.shape)}."
         )
-    _check_like("hard_negatives", hard, query)
+    check_same_kind("hard_negatives", hard, "query", query)
 
 
 def check_range(

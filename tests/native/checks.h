@@ -165,5 +165,6 @@ void check_all_products();
 void check_all_small();
 void check_all_squares();
 void check_all_attention();
+void check_all_uniformity();
 
 #endif

@@ -47,6 +47,7 @@ int main() {
     check_all_small();
     check_all_squares();
     check_all_attention();
+    check_all_uniformity();
     std::printf("%s: done\n", name);
   }
   std::printf("%d checks, %d failed\n", checks, failures);

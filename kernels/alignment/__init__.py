@@ -1,0 +1,1 @@
+"""Alignment of embeddings: the mean distance of positive pairs, to a power."""

@@ -1,0 +1,151 @@
+"""The plan: tiles of the upper triangle of all pairs, each pair once, in one small workspace.
+
+Rows are centred first. Distances do not notice, and what the products of rows have in common, in
+which the digits of close rows would drown, is gone: with c the centred rows,
+
+    -t |x_i - x_j|^2 = 2 t <c_i, c_j> - t |c_i|^2 - t |c_j|^2 <= 0
+
+so that exponentials need no offset, unless all rows lie far apart. A tile of them serves both of
+its sides: with e_ij the exponentials, Z their sum over pairs and r_i their sum over a row,
+
+    d log(Z) / d x_i = (2 t / Z) (sum_j e_ij c_j - r_i c_i)
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from simcse_fast.kernels.infonce import workspace
+
+LOG2E = math.log2(math.e)
+FAINT = -32.0  # logits in log2: where the largest lies below, exponentials may have been lost
+# Rows and columns of a tile: large enough for products, small enough for a CPU's caches.
+ALIGNED = 64  # of which a tile's columns are a multiple
+SHAPES = {"cpu": (512, 2048), "cuda": (8192, 16384)}
+
+
+@dataclass
+class Tile:
+    """Pairs of rows [row, row + M) with rows [column, column + N), row <= column."""
+
+    row: int
+    column: int
+    left: Tensor  # (M, D) centred rows
+    right: Tensor  # (N, D)
+    left_bias: Tensor  # (M,) t log2(e) |c|^2
+    right_bias: Tensor  # (N,)
+    slope: float  # 2 t log2(e)
+    offset: float
+    row_sum: Tensor  # (M,) fp64, added to
+    column_sum: Tensor  # (N,) fp64, added to
+    largest: Tensor  # 0-d fp32: the largest logit so far, in log2, the offset not taken off
+
+
+class Part(Protocol):
+    """What the plan asks of a back-end."""
+
+    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, D) -> unit rows and (rows,) inverse lengths."""
+
+    def normalize_backward(
+        self, x: Tensor, inverse: Tensor | None, gradient: Tensor, scale: Tensor | float
+    ) -> Tensor | None:
+        """Gradient of the unit rows -> scale * gradient of x, in place."""
+
+    def potentials(self, tile: Tile, out: Tensor, kept: bool) -> None:
+        """Take in a tile: its sums, and if `kept` its potentials exp2(logit - offset) in out.
+
+        Where the column does not lie right of the row, out (M, N) gets 0. Without `kept` it is
+        scratch, and the sums of columns may be left out.
+        """
+
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+        """Write or add the product of left and right into out."""
+
+    def operand(self, x: Tensor, dtype: torch.dtype, lowest: float) -> Tensor:
+        """Centred rows as they are multiplied, given their type and the lowest logit in log2."""
+
+
+def run(
+    part: Part,
+    x: Tensor,  # (N, D) contiguous, fp32 or fp64
+    dtype: torch.dtype,  # in which the rows came
+    t: float,
+    normalize: bool,
+    gradient: bool,  # whether it is wanted
+    limit: int,  # bytes of the workspace
+) -> tuple[Tensor, Tensor | None]:
+    """The uniformity, 0-d fp64, and its gradient."""
+    centred, inverse = part.normalize(x) if normalize else (x.clone(), None)
+    centred -= centred.mean(0)
+    lowest = -4 * t * LOG2E if normalize else -math.inf  # unit rows lie at most 2 apart
+    pairs = _Pairs(part, part.operand(centred, dtype, lowest), t, limit)
+    back = torch.zeros_like(pairs.rows, dtype=x.dtype) if gradient else None
+    pairs.pass_over(0.0, back)
+    if lowest < FAINT and -math.inf < (largest := float(pairs.largest)) < FAINT:
+        if back is not None:
+            back.zero_()
+        pairs.pass_over(largest, back)
+    total = pairs.row_sum.sum()
+    value = total.log() + pairs.offset / LOG2E - math.log(len(x) * (len(x) - 1) / 2)
+    if back is not None:
+        back = back[:, : x.shape[1]].contiguous()
+        both = (pairs.row_sum + pairs.column_sum).to(x.dtype)
+        back.addcmul_(centred, both[:, None], value=-1).mul_((2 * t / total).to(x.dtype))
+        part.normalize_backward(x, inverse, back, 1.0)
+    return value, back
+
+
+class _Pairs:
+    """All pairs of centred rows, tile by tile."""
+
+    def __init__(self, part: Part, rows: Tensor, t: float, limit: int) -> None:
+        self.part, self.rows, self.slope, self.limit = part, rows, 2 * t * LOG2E, limit
+        squares = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).square_()
+        self.bias = squares.mul_(t * LOG2E).to(torch.promote_types(rows.dtype, torch.float32))
+        self.row_sum, self.column_sum = squares.new_zeros(2, len(rows))
+        self.largest = self.bias.new_full((), -math.inf)
+        self.offset = 0.0
+
+    def pass_over(self, offset: float, back: Tensor | None) -> None:
+        """Sums of the exponentials above an offset, and what they pull each row to."""
+        self.offset = offset
+        self.row_sum.zero_()
+        self.column_sum.zero_()
+        high, wide = self._shape()
+        with workspace.borrowed("tile", self.rows, high * wide) as memory:
+            for row, column in _upper(len(self.rows), high, wide):
+                tile = self._tile(slice(row, row + high), slice(column, column + wide))
+                out = memory.as_strided((len(tile.left), len(tile.right)), (wide, 1))
+                self.part.potentials(tile, out, back is not None)
+                if back is not None:
+                    mine, theirs = back[row : row + high], back[column : column + wide]
+                    self.part.multiply(out, tile.right, mine, add=True)
+                    self.part.multiply(out.T, tile.left, theirs, add=True)
+
+    def _shape(self) -> tuple[int, int]:
+        """Rows and columns of a tile, within the limit."""
+        high, wide = SHAPES.get(self.rows.device.type, SHAPES["cuda"])
+        fill = -(-len(self.rows) // ALIGNED) * ALIGNED
+        high, wide = min(high, len(self.rows)), min(wide, fill)
+        numbers = max(1, self.limit // self.rows.element_size())
+        wide = min(wide, numbers)
+        return max(1, min(high, numbers // wide)), wide
+
+    def _tile(self, mine: slice, theirs: slice) -> Tile:
+        return Tile(
+            *(mine.start, theirs.start, self.rows[mine], self.rows[theirs]),
+            *(self.bias[mine], self.bias[theirs], self.slope, self.offset),
+            *(self.row_sum[mine], self.column_sum[theirs], self.largest),
+        )
+
+
+def _upper(rows: int, high: int, wide: int) -> Iterator[tuple[int, int]]:
+    """Corners of the tiles that hold the pairs i < j."""
+    for row in range(0, rows, high):
+        for column in range(row, rows, wide):
+            yield row, column
