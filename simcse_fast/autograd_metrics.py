@@ -78,6 +78,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     ctx.others = len(inputs) - len(tensors)
+    ctx.set_materialize_grads(False)  # zeros for what is not differentiable would be as large as x
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, *output[1:])
 

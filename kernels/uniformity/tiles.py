@@ -24,6 +24,7 @@ from simcse_fast.kernels.infonce import workspace
 LOG2E = math.log2(math.e)
 FAINT = -32.0  # logits in log2: where the largest lies below, exponentials may have been lost
 # Rows and columns of a tile: large enough for products, small enough for a CPU's caches.
+FEW = 1024  # rows that are widened at a time
 ALIGNED = 64  # of which a tile's columns are a multiple
 SHAPES = {"cpu": (512, 2048), "cuda": (8192, 16384)}
 
@@ -105,7 +106,10 @@ class _Pairs:
 
     def __init__(self, part: Part, rows: Tensor, t: float, limit: int) -> None:
         self.part, self.rows, self.slope, self.limit = part, rows, 2 * t * LOG2E, limit
-        squares = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).square_()
+        squares = rows.new_empty(len(rows), dtype=torch.float64)
+        # Some rows at a time: all of them in double would be the largest thing in memory.
+        for some, out in zip(rows.split(FEW), squares.split(FEW), strict=True):
+            torch.linalg.vector_norm(some, dim=-1, dtype=torch.float64, out=out).square_()
         self.bias = squares.mul_(t * LOG2E).to(torch.promote_types(rows.dtype, torch.float32))
         self.row_sum, self.column_sum = squares.new_zeros(2, len(rows))
         self.largest = self.bias.new_full((), -math.inf)
