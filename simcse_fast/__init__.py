@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from simcse_fast.attribution.batch import attribute_file
     from simcse_fast.backend import backends, set_workspace_limit
     from simcse_fast.errors import BackendUnavailableError
+    from simcse_fast.evaluation import Evaluation, evaluate
     from simcse_fast.gradient_cache import GradientCache
     from simcse_fast.information import InformationTable, information_gain
     from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
     from simcse_fast.metrics import Alignment, Uniformity, alignment, uniformity
+    from simcse_fast.sparsity import Sparsified, sparsify
     from simcse_fast.training import train
 
 __version__ = "0.1.0"
@@ -27,18 +29,22 @@ _HOME = {
     "Alignment": "metrics",
     "Attributions": "attribution",
     "BackendUnavailableError": "errors",
+    "Evaluation": "evaluation",
     "GradientCache": "gradient_cache",
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
+    "Sparsified": "sparsity",
     "Uniformity": "metrics",
     "alignment": "metrics",
     "attribute_file": "attribution.batch",
     "backends": "backend",
+    "evaluate": "evaluation",
     "info_nce": "losses.info_nce",
     "information_gain": "information",
     "integrated_gradients": "attribution",
     "set_workspace_limit": "backend",
     "shapley_values": "attribution",
+    "sparsify": "sparsity",
     "token_similarity": "attribution",
     "train": "training",
     "uniformity": "metrics",
@@ -48,18 +54,22 @@ __all__ = [
     "Alignment",
     "Attributions",
     "BackendUnavailableError",
+    "Evaluation",
     "GradientCache",
     "InfoNCELoss",
     "InformationTable",
+    "Sparsified",
     "Uniformity",
     "alignment",
     "attribute_file",
     "backends",
+    "evaluate",
     "info_nce",
     "information_gain",
     "integrated_gradients",
     "set_workspace_limit",
     "shapley_values",
+    "sparsify",
     "token_similarity",
     "train",
     "uniformity",

@@ -15,7 +15,7 @@ from simcse_fast import cli, information_gain
 from simcse_fast.cli import common, info
 from simcse_fast.demo.text import InputError, state_of_the_union
 
-COMMANDS = ("demo", "train", "explain", "information", "info")
+COMMANDS = ("demo", "train", "evaluate", "explain", "information", "info")
 LINES = ["red wine and bread", "red ink", "wine and ink and bread", "lonely"]
 
 

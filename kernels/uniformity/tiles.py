@@ -108,7 +108,8 @@ class _Pairs:
         self.part, self.rows, self.slope, self.limit = part, rows, 2 * t * LOG2E, limit
         squares = rows.new_empty(len(rows), dtype=torch.float64)
         # Some rows at a time: all of them in double would be the largest thing in memory.
-        for some, out in zip(rows.split(FEW), squares.split(FEW), strict=True):
+        for begin in range(0, len(rows), FEW):
+            some, out = rows[begin : begin + FEW], squares[begin : begin + FEW]
             torch.linalg.vector_norm(some, dim=-1, dtype=torch.float64, out=out).square_()
         self.bias = squares.mul_(t * LOG2E).to(torch.promote_types(rows.dtype, torch.float32))
         self.row_sum, self.column_sum = squares.new_zeros(2, len(rows))

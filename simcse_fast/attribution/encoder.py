@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from simcse_fast.attribution.short_attention import ShortAttention
 from simcse_fast.errors import InputError
+from simcse_fast.pair_encoder import longest_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _HELD: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 _LOCK = Lock()
 ALONE = (CNN, LSTM, WordWeights)  # behind a transformer they ask for more than its states
-UNLIMITED = 1_000_000  # a tokenizer that knows no longest text says some huge number
 
 
 class Encoder:
@@ -227,7 +227,7 @@ def _of_sentence_transformer(model: SentenceTransformer) -> Encoder:
         model.tokenizer,
         modules[1:-1] if ends else modules[1:],
         normalizes=ends,
-        longest=_longest(model.tokenizer, transformer, model.max_seq_length),
+        longest=longest_text(model.tokenizer, transformer, model.max_seq_length),
         prompt=model.prompts[name] if name else "",
     )
 
@@ -240,7 +240,7 @@ def _of_pair(transformer: nn.Module, tokenizer: Any, pooling: str) -> Encoder:
         pool = Pooling(width, pooling_mode=pooling)
     except ValueError as error:
         raise ValueError(f"pooling: {error}") from error
-    longest = _longest(tokenizer, transformer, None)
+    longest = longest_text(tokenizer, transformer, None)
     return Encoder(transformer, tokenizer, [pool], longest=longest)
 
 
@@ -250,17 +250,6 @@ def _check_takes_embeddings(transformer: nn.Module) -> None:
             f"model: {type(transformer).__name__} takes no inputs_embeds, along which the path of "
             "Integrated Gradients runs; expected an encoder whose forward does, as BERT's."
         )
-
-
-def _longest(tokenizer: Any, transformer: nn.Module, own: int | None) -> int | None:
-    """The least of what the model, its tokenizer and its positions allow."""
-    positions = getattr(transformer.config, "max_position_embeddings", None)
-    embeddings = getattr(transformer, "embeddings", None)
-    table: Any = getattr(embeddings, "position_embeddings", None)
-    if positions and getattr(table, "padding_idx", None) is not None:
-        positions -= table.padding_idx + 1  # RoBERTa and MPNet count from behind it
-    limits = [own, tokenizer.model_max_length, positions]
-    return min((n for n in limits if n and n < UNLIMITED), default=None)
 
 
 def _length_of(prompt: str, tokenizer: Any) -> int:

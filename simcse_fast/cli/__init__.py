@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from simcse_fast import __version__
 from simcse_fast.cli.common import BAD_INPUT, INTERRUPTED, Parser, complain
 from simcse_fast.cli.demo import add_demo
+from simcse_fast.cli.evaluate import add_evaluate
 from simcse_fast.cli.explain import add_explain
 from simcse_fast.cli.info import add_info
 from simcse_fast.cli.information import add_information
+from simcse_fast.cli.sparsify import add_sparsify
 from simcse_fast.cli.train import add_train
 from simcse_fast.errors import InputError
 
@@ -65,7 +67,16 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"simcse-fast {__version__}")
     commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for add in (add_demo, add_train, add_explain, add_information, add_info):
+    every = (
+        add_demo,
+        add_train,
+        add_evaluate,
+        add_explain,
+        add_information,
+        add_sparsify,
+        add_info,
+    )
+    for add in every:
         added = add(commands)
         added.add_argument("--json", action="store_true", help="print the results as JSON")
     return top

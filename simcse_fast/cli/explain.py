@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 import warnings
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, bold, number, say, whole, write_json, write_lines
+from simcse_fast.cli.models import load_model as load_named
 from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -264,16 +264,10 @@ def load_model(options: argparse.Namespace) -> Any:
                 f"{MINILM.replace('_', '-')}` for a default one"
             )
         name = str(Path(found.origin).parent / "model")
-    import_module("transformers").utils.logging.disable_progress_bar()
-    encoders = import_module("simcse_fast.training.encoders")
-    logging.disable(logging.WARNING)  # what they say before they fail; the error says it again
     try:
-        model, is_plain = encoders.load(name, options.device)
+        return load_named(name, options.device, options.pooling)
     except InputError as error:
         raise InputError(f"--{error}") from error
-    finally:
-        logging.disable(logging.NOTSET)
-    return (model[0].model, model.tokenizer) if is_plain and options.pooling else model
 
 
 def attribute(

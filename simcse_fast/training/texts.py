@@ -38,6 +38,8 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 WIDTHS = {"unsupervised": (1,), "triplets": (2, 3), "evaluate": (3,)}
+for _like_evaluate in ("pairs", "development", "test"):  # of `sparsify`
+    NAMES[_like_evaluate], WIDTHS[_like_evaluate] = NAMES["evaluate"], WIDTHS["evaluate"]
 
 
 def read_columns(source: object, argument: str) -> list[Sentences]:
@@ -68,22 +70,24 @@ def read_columns(source: object, argument: str) -> list[Sentences]:
     return columns
 
 
-def read_scored_pairs(source: object) -> tuple[list[str], list[str], list[float]]:
-    """Sentence pairs and their scores, for `evaluate`."""
-    table = read_table(source, "evaluate")
+def read_scored_pairs(
+    source: object, argument: str = "evaluate"
+) -> tuple[list[str], list[str], list[float]]:
+    """Sentence pairs and their scores, of an argument that takes what `evaluate` takes."""
+    table = read_table(source, argument)
     if isinstance(table, Sentences):
         raise InputError(
-            f"evaluate: {label(source)} holds sentences; expected sentence1, sentence2, score"
+            f"{argument}: {label(source)} holds sentences; expected sentence1, sentence2, score"
         )
-    first, second, score = choose(table, "evaluate")
-    columns = [strings_of(table[name], f"evaluate: column {name}") for name in (first, second)]
+    first, second, score = choose(table, argument)
+    columns = [strings_of(table[name], f"{argument}: column {name}") for name in (first, second)]
     try:
         scores = table[score].cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid as error:
-        raise InputError(f"evaluate: column {score} must hold numbers ({error})") from None
+        raise InputError(f"{argument}: column {score} must hold numbers ({error})") from None
     if len(scores) < 2 or not np.isfinite(scores).all() or np.ptp(scores) == 0:  # noqa: PLR2004 - a rank correlation needs two
         raise InputError(
-            f"evaluate: column {score} must hold two or more finite scores that are not all equal"
+            f"{argument}: column {score} must hold two or more finite scores that are not all equal"
         )
     texts = [[text.strip() for text in column.texts()] for column in columns]
     return texts[0], texts[1], scores.tolist()
