@@ -56,6 +56,9 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.bench_attribution
 	$(BIN)/python -m benchmarks.attribution_rules
 	$(BIN)/python -m benchmarks.bench_attention
+	$(BIN)/python -m benchmarks.bench_uniformity
+	$(BIN)/python -m benchmarks.bench_evaluation
+	$(BIN)/python -m benchmarks.bench_sparsity
 	$(BIN)/python -m benchmarks.bench_import
 
 # A peer that cannot be installed gets a row that says so.

@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     *("torch", "sentence-transformers", "cut-cross-entropy", "triton", "numba", "scipy"),
     *("memeff", "siglip-kernel", "inf-cl", "liger-kernel", "transformers", "captum", "shap"),
+    "scikit-learn",
 )
 
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
-from benchmarks import report_attribution, report_gpu, report_information, report_training
+from benchmarks import (
+    report_attribution,
+    report_encoders,
+    report_gpu,
+    report_information,
+    report_training,
+)
 from benchmarks.harness import RESULTS
 
 if TYPE_CHECKING:
@@ -170,6 +176,24 @@ def information(folder: Path, page: Path) -> list[str]:
     return lines
 
 
+def encoders(folder: Path, page: Path) -> list[str]:
+    """Sections on metrics, evaluation and SparseCSE."""
+    lines: list[str] = []
+    for kind in ("uniformity", "evaluation"):
+        for path in sorted(folder.glob(f"{kind}-cpu-*.json")):
+            result = json.loads(path.read_text())
+            source = result["provenance"]
+            lines += getattr(report_encoders, kind)(result, machine(source))
+            lines += [origin(source), ""]
+    for part in ("scoring", "ablation", "sweep", "encoding", "retraining"):
+        for path in sorted(folder.glob(f"sparsity-{part}-cpu-*.json")):
+            result = json.loads(path.read_text())
+            picture, source = page.with_name(f"{path.stem}.svg"), result["provenance"]
+            lines += report_encoders.sparsity(result["rows"][0], picture, machine(source))
+            lines += [origin(source), ""]
+    return lines
+
+
 def section(result: dict[str, Any], picture: str) -> list[str]:
     """What docs/benchmarks.md says of one machine."""
     rows, source = result["rows"], result["provenance"]
@@ -215,6 +239,7 @@ def main() -> None:
     lines += training(options.results, options.page)
     lines += attribution(options.results, options.page)
     lines += information(options.results, options.page)
+    lines += encoders(options.results, options.page)
     options.page.write_text("\n".join(lines).rstrip() + "\n")
     print(options.page)
 

@@ -64,8 +64,8 @@ class Options:
     @property
     def sparsities(self) -> list[Any]:
         """Each once, in rising order where they are numbers."""
-        several = isinstance(self.sparsity, Sequence) and not isinstance(self.sparsity, str)
-        given = list(self.sparsity) if several else [self.sparsity]
+        several = isinstance(self.sparsity, list | tuple)
+        given = list(self.sparsity) if several else [self.sparsity]  # type: ignore[arg-type]
         numbers = all(isinstance(value, int | float) for value in given)
         return sorted(set(given)) if numbers else given
 
