@@ -163,7 +163,7 @@ def test_alignment_is_no_worse_than_torch(options, dtype, backend):
 def test_alignment_of_more_rows_than_a_chunk(monkeypatch):
     from simcse_fast.kernels.alignment import chunks  # noqa: PLC0415 - patched here
 
-    monkeypatch.setattr(chunks, "CHUNK", 100)
+    monkeypatch.setitem(chunks.CHUNK, "cpu", 100)
     x, y = rows_of(37, seed=1), rows_of(37, seed=2)
     assert_no_worse(alignment, textbook_alignment, [x, y])
 

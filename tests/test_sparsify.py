@@ -203,6 +203,13 @@ BAD = [
     ({"positive_above": None}, TypeError, "positive_above: expected a number, got None"),
     ({"retrain": "now"}, TypeError, "retrain: expected the arguments of simcse_fast.train"),
     ({"rewind": 3}, ValueError, "rewind: needs retrain"),
+    ({"retrain": {}}, ValueError, "retrain: missing a required argument: 'output'"),
+    ({"retrain": {"output": "x", "lr": 1}}, ValueError, "retrain: got an unexpected .* 'lr'"),
+    ({"retrain": {"output": "x"}}, ValueError, "retrain: expected either unsupervised or trip"),
+    (
+        {"retrain": {"output": "x", "triplets": "t", "steps": 0}},
+        *(ValueError, "retrain: steps: expected a whole number >= 1, got 0"),
+    ),
     ({"pooling": "cls"}, ValueError, "pooling: a SentenceTransformer has its own"),
     ({"pairs": []}, ValueError, "pairs: list is empty"),
     ({"pairs": NONE_POSITIVE}, ValueError, "pairs: none of 20 pairs has a score above 4"),

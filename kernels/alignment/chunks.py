@@ -5,7 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 19  # numbers of a matrix taken at a time
+# Numbers of a matrix taken at a time: few enough for a CPU's caches, enough to fill a GPU.
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
 class Part(Protocol):
@@ -31,7 +32,7 @@ def run(
     rows, width = pair[0].shape
     total = torch.zeros((), dtype=torch.float64, device=pair[0].device)
     gradients = [torch.empty_like(x) if need else None for x, need in zip(pair, needs, strict=True)]
-    step = max(1, CHUNK // width)
+    step = max(1, CHUNK.get(pair[0].device.type, CHUNK["cuda"]) // width)
     for begin in range(0, rows, step):
         mine = [x[begin : begin + step] for x in pair]
         units = [part.normalize(x) if normalize else (x, None) for x in mine]

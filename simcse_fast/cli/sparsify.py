@@ -74,6 +74,7 @@ def sparsify_command(options: argparse.Namespace) -> None:
 
     units = options.units
     try:
+        options.output.mkdir(parents=True, exist_ok=True)  # before minutes of work
         with quiet_transformers():
             model, _ = load(options.model, None)
             rewind = None if options.rewind is None else load(options.rewind, None)[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer
@@ -21,6 +23,7 @@ from simcse_fast.sparsity.structured import Structured
 from simcse_fast.sparsity.sweep import Measure, best, sweep
 from simcse_fast.sparsity.unstructured import Unstructured
 from simcse_fast.training import train
+from simcse_fast.training.options import Options as TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,7 +111,7 @@ def sparsify(
     options = Options(
         *(sparsity, units, balance, allocation, aggregate, compare, seeds, positive_above, retrain)
     )
-    _check_retraining(model, rewind, options)
+    _check_retraining(model, rewind, retrain)
     embedder = Embedder(model, pooling)
     method = _method(embedder, layout, options)
     data, own = calibration_of(pairs, positive_above)
@@ -143,14 +146,30 @@ def _method(embedder: Embedder, layout: Layout | None, options: Options) -> Meth
     return Structured(embedder, layout, options.kinds, options.allocation, options.aggregate)
 
 
-def _check_retraining(model: Any, rewind: Any, options: Options) -> None:
+def _check_retraining(model: Any, rewind: Any, retrain: Mapping[str, Any] | None) -> None:
+    """Everything that can be told before units are scored, which takes minutes."""
+    if retrain is None:
+        if rewind is not None:
+            raise InputError("rewind: needs retrain, the arguments to train it with")
+        return
     trained = model if rewind is None else rewind
-    if options.retrain is not None and not isinstance(trained, SentenceTransformer):
+    if not isinstance(trained, SentenceTransformer):
         raise TypeError(
             f"retrain: expected a SentenceTransformer to train, got {type(trained).__name__}"
         )
-    if rewind is not None and options.retrain is None:
-        raise InputError("rewind: needs retrain, the arguments to train it with")
+    try:
+        bound = inspect.signature(train).bind(trained, **retrain)
+    except TypeError as error:
+        raise InputError(f"retrain: {error}") from None
+    bound.apply_defaults()
+    given = bound.arguments
+    if (given["unsupervised"] is None) == (given["triplets"] is None):
+        raise InputError("retrain: expected either unsupervised or triplets, the data to train on")
+    try:
+        training = {field.name: given[field.name] for field in fields(TrainingOptions)}
+        TrainingOptions(**training)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"retrain: {error}") from None
 
 
 def _measures(
