@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -238,10 +238,17 @@ def uniformity(
 ) -> tuple[Tensor, Tensor | None]:
     """The uniformity, 0-d fp64, and its gradient in fp32 or wider."""
     with _no_autocast(x.device.type):
-        part = _metric_part(backend, x.dtype)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
         limit = workspace_limit(x.device)
-        return tiles.run(part, wide, x.dtype, t, normalize, gradient, limit)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        narrowest = x.dtype if backend == "triton" else wide
+        found = None
+        for dtype in dict.fromkeys((narrowest, wide, torch.float64)):
+            if found is None:
+                part = _metric_part(backend, dtype)
+                rows = x.to(torch.promote_types(dtype, torch.float32)).contiguous()
+                found = tiles.run(part, rows, dtype, t, normalize, gradient, limit)
+        value, back = cast("tuple[Tensor, Tensor | None]", found)  # fp64 is always wide enough
+        return value, None if back is None else back.to(wide)
 
 
 def alignment(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from simcse_fast import autograd_metrics
 from simcse_fast.autograd import differentiable_once
@@ -29,7 +30,8 @@ def alignment(
 
     alignment(x, y) = mean_i |x_i - y_i|^alpha
 
-    Differentiable once. Needs memory for the gradients that are wanted and a few rows.
+    Differentiable once. Needs memory for the gradients that are wanted and some rows (all of them
+    once more where they are of a half type, or not contiguous).
 
     Args:
         x: (N, D) embeddings, N >= 1: fp64, fp32, bf16 or fp16, on any device.
@@ -61,6 +63,7 @@ def alignment(
         )
     check_range("alpha", alpha, 0, float("inf"), open_below=True)
     chosen = choose(backend, x.device)
+    _check_mode(x, y)
     if chosen == "reference":
         pair = differentiable_once(x), differentiable_once(y)
         return _wide(alignment_reference.alignment(*pair, alpha, normalize))
@@ -80,8 +83,10 @@ def uniformity(
 
     uniformity(x) = log mean_{i<j} exp(-t |x_i - x_j|^2)
 
-    Differentiable once. Each pair is computed once, in tiles of 4 MiB (256 MiB on a GPU) beside
-    two copies of x: never N x N numbers.
+    Differentiable once. Each pair is computed once, in tiles (on a CPU of 4 MiB, in fp64 of 8)
+    beside two copies of x: never N x N numbers. Where rows lie so far apart that all potentials
+    vanish a second pass is made, and where rows are so long, or t so large, that products in their
+    type would lose the distances of close ones, in fp64. A row that is not finite gives NaN.
 
     Args:
         x: (N, D) embeddings, N >= 2: fp64, fp32, bf16 or fp16, on any device.
@@ -105,11 +110,23 @@ def uniformity(
     check_rows("x", x, least=PAIR, why="; uniformity is a mean over pairs of rows")
     check_range("t", t, 0, float("inf"), open_below=True)
     chosen = choose(backend, x.device)
+    _check_mode(x)
     if chosen == "reference":
         return _wide(uniformity_reference.uniformity(differentiable_once(x), t, normalize))
     needed = torch.is_grad_enabled() and x.requires_grad
     value: Tensor = autograd_metrics.uniformity(x, float(t), normalize, needed, chosen)[0]
     return value
+
+
+def _check_mode(*tensors: Tensor) -> None:
+    """Forward-mode derivatives would come out as zero."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "alignment and uniformity have no forward-mode derivatives; the files reference.py in "
+            "simcse_fast/kernels have."
+        )
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from info_nce_cases import BACKENDS, FUSED, QUICK, device_of
 from torch.nn import functional as F
 
 from simcse_fast import Alignment, Uniformity, alignment, set_workspace_limit, uniformity
-from simcse_fast.kernels.uniformity import tiles
+from simcse_fast.kernels.uniformity import reference, tiles
 
 HALF = (torch.bfloat16, torch.float16)
 ROWS = [
@@ -89,6 +89,46 @@ def test_crowded_and_spread_rows(spread, backend):
     # Close rows: what products of rows have in common would drown their distances.
     x = rows_of(130, spread=spread, backend=backend)
     assert_no_worse(lambda x: uniformity(x, backend=backend), textbook_uniformity, [x])
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"normalize": False}, id="long-rows"),
+        pytest.param({"t": 20.0}, id="large-t"),
+        pytest.param({"t": 1e6}, id="huge-t"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_close_rows_among_far_ones(options, dtype, backend):
+    # Each has a neighbour: terms of a logit are far larger than what is left of them.
+    half = rows_of(35, 96, seed=1)
+    x = torch.cat([half, half + 1e-2 * rows_of(35, 96, seed=2)]).to(dtype).to(device_of(backend))
+    assert_no_worse(
+        lambda x, **o: uniformity(x, backend=backend, **o), logs_of_sums, [x], **options
+    )
+
+
+def logs_of_sums(x, t=2.0, normalize=True):
+    """The textbook's, where its exponentials vanish."""
+    return reference.uniformity(x, t, normalize)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_rows_that_coincide_in_pairs_are_at_distance_zero(backend):
+    x = rows_of(20, backend=backend).repeat(2, 1)
+    value = uniformity(x, t=1e8, backend=backend).item()
+    assert value == pytest.approx(math.log(20 / (40 * 39 / 2)), rel=1e-5)
+    assert uniformity(x[[0, 20]], backend=backend).item() <= 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_mode_raises(backend):
+    x = rows_of(6, backend=backend)
+    for function in (uniformity, lambda x, **o: alignment(x, x.flip(0), **o)):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            torch.func.jvp(lambda x, f=function: f(x, backend=backend), (x,), (x,))
 
 
 @pytest.mark.parametrize("backend", FUSED)

@@ -23,9 +23,13 @@ from simcse_fast.kernels.infonce import workspace
 
 LOG2E = math.log2(math.e)
 FAINT = -32.0  # logits in log2: where the largest lies below, exponentials may have been lost
-# Rows and columns of a tile: large enough for products, small enough for a CPU's caches.
+WITHIN = 4.0  # squares of the lengths of unit rows less their mean
+# What the roundings of a logit's terms may amount to. Terms of long rows, or under a large t, are
+# larger than the logits of close ones: then rows are multiplied in a wider type.
+ROUNDING = {torch.float64: math.inf, torch.float32: 3e-6, torch.bfloat16: 0.1, torch.float16: 0.1}
 FEW = 1024  # rows that are widened at a time
 ALIGNED = 64  # of which a tile's columns are a multiple
+# Rows and columns of a tile: large enough for products, small enough for a CPU's caches.
 SHAPES = {"cpu": (512, 2048), "cuda": (8192, 16384)}
 
 
@@ -79,12 +83,14 @@ def run(
     normalize: bool,
     gradient: bool,  # whether it is wanted
     limit: int,  # bytes of the workspace
-) -> tuple[Tensor, Tensor | None]:
-    """The uniformity, 0-d fp64, and its gradient."""
+) -> tuple[Tensor, Tensor | None] | None:
+    """The uniformity, 0-d fp64, and its gradient; None where it takes wider numbers."""
     centred, inverse = part.normalize(x) if normalize else (x.clone(), None)
     centred -= centred.mean(0)
     lowest = -4 * t * LOG2E if normalize else -math.inf  # unit rows lie at most 2 apart
     pairs = _Pairs(part, part.operand(centred, dtype, lowest), t, limit)
+    if not pairs.exact(WITHIN if normalize else math.inf):
+        return None
     back = torch.zeros_like(pairs.rows, dtype=x.dtype) if gradient else None
     pairs.pass_over(0.0, back)
     if lowest < FAINT and -math.inf < (largest := float(pairs.largest)) < FAINT:
@@ -93,6 +99,7 @@ def run(
         pairs.pass_over(largest, back)
     total = pairs.row_sum.sum()
     value = total.log() + pairs.offset / LOG2E - math.log(len(x) * (len(x) - 1) / 2)
+    value = value.clamp_max(0.0)  # of rows that coincide, but for rounding
     if back is not None:
         back = back[:, : x.shape[1]].contiguous()
         both = (pairs.row_sum + pairs.column_sum).to(x.dtype)
@@ -115,6 +122,13 @@ class _Pairs:
         self.row_sum, self.column_sum = squares.new_zeros(2, len(rows))
         self.largest = self.bias.new_full((), -math.inf)
         self.offset = 0.0
+
+    def exact(self, most: float) -> bool:
+        """Whether logits keep their digits, given a bound on the rows' lengths, squared."""
+        largest = ROUNDING[self.rows.dtype] / torch.finfo(self.rows.dtype).eps
+        if self.slope * most <= largest:
+            return True  # without a look at the rows
+        return not 2 * float(self.bias.max()) > largest  # NaN is for the result to show
 
     def pass_over(self, offset: float, back: Tensor | None) -> None:
         """Sums of the exponentials above an offset, and what they pull each row to."""
