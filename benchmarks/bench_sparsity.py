@@ -26,12 +26,24 @@ from simcse_fast.sparsity.embedder import Embedder
 from simcse_fast.sparsity.layouts import Units, units_of
 from simcse_fast.sparsity.masks import masked
 from simcse_fast.sparsity.scores import LOSSES, Scores, score
-from simcse_fast.sparsity.sweep import OURS, best
+from simcse_fast.sparsity.structured import Structured
+from simcse_fast.sparsity.sweep import OURS, best, sweep
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 STS = {part: DATA / "sts" / f"stsb_{part}.tsv" for part in ("train", "dev", "test")}
-LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
+FEW_LEVELS = (0.01, 0.05, 0.1, 0.3)
+BOTH = ("heads", "neurons")
+VARIANTS = {  # kinds, allocation, aggregate; balance
+    "gradient of the set": ((BOTH, "global", "total"), 0.5),
+    "heads alone": ((("heads",), "global", "absolute"), 0.5),
+    "neurons alone": ((("neurons",), "global", "absolute"), 0.5),
+    "each layer alike": ((BOTH, "layer", "absolute"), 0.5),
+    "alignment alone": ((BOTH, "global", "absolute"), 1.0),
+    "uniformity alone": ((BOTH, "global", "absolute"), 0.0),
+}
 SMALL = 0.2  # sparsities up to here are small
+OURS_NAME = "simcse_fast"
 NEURONS = 120  # that are removed one by one, besides all heads
 RECIPE = {"epochs": 1, "batch_size": 128, "learning_rate": 3e-5, "seed": 0}
 
@@ -42,10 +54,7 @@ def model() -> SentenceTransformer:
 
 
 def plain_loop(embedder: Embedder, units: Units, pairs: Scored) -> None:
-    """Scores as they are often written: 64 pairs at a time, the losses of the batch.
-
-    Parameters keep the gradients that they have in any model.
-    """
+    """Scores as they are often written: 64 pairs at a time, the losses of the batch."""
     masks = [torch.ones(units.heads, requires_grad=True) for _ in units.layers]
     masks += [torch.ones(units.neurons, requires_grad=True) for _ in units.layers]
     sums = {loss: [torch.zeros_like(mask) for mask in masks] for loss in LOSSES}
@@ -69,16 +78,25 @@ def measure_scoring() -> dict[str, Any]:
     data, pairs = calibration_of(STS["dev"], 4)
     embedder = Embedder(model())
     units = units_of(embedder.transformer)
+
+    def frozen() -> None:
+        with embedder.frozen():
+            plain_loop(embedder, units, pairs)
+
     steps = {
-        "simcse_fast": lambda: score(embedder, units, data, progress=False),
+        OURS_NAME: lambda: score(embedder, units, data, progress=False),
         "plain loop": lambda: plain_loop(embedder, units, pairs),
+        "plain loop, parameters frozen": frozen,
     }
     times = harness.interleaved(steps, seconds=30, least=3)
     return {
         "part": "scoring",
         "sentences": len(data.texts),
         "ms": {name: harness.summary(values) for name, values in times.items()},
-        "speed_up": round(harness.speed_up(times["plain loop"], times["simcse_fast"]), 2),
+        "speed_up": {
+            name: round(harness.speed_up(values, times[OURS_NAME]), 2)
+            for name, values in times.items()
+        },
     }
 
 
@@ -132,26 +150,25 @@ def measure_sweep() -> dict[str, Any]:
         model(), STS["train"], sparsity=LEVELS, development=STS["dev"], test=STS["test"]
     )
     variants = {}
-    for name, options in {
-        "sizes of the sum": {"aggregate": "total"},
-        "heads alone": {"units": ["heads"]},
-        "neurons alone": {"units": ["neurons"]},
-        "each layer alike": {"allocation": "layer"},
-        "alignment alone": {"balance": 1.0},
-        "uniformity alone": {"balance": 0.0},
-        "single weights": {"units": "weights"},
-    }.items():
-        variant = sparsify(
-            model(),
-            STS["train"],
-            sparsity=[0.01, 0.05, 0.1, 0.3],
-            development=STS["dev"],
-            test=STS["test"],
-            compare=(),
-            **options,
+    for name, (options, balance) in VARIANTS.items():
+        method = whole.method
+        scores = whole.scores
+        if isinstance(method, Structured):
+            kinds, allocation, aggregate = options
+            gradients, embedder = method.gradients, method.embedder
+            method = Structured(embedder, None, kinds, allocation, aggregate)
+            scores = {kind: gradients.combined(kind, balance, aggregate) for kind in kinds}
+        variants[name] = sweep(
+            *(method, scores, FEW_LEVELS, whole.measures), compare=(), seeds=1, progress=False
         )
-        variants[name] = variant.curve
-        print(name, [round(row["spearman"], 2) for row in variant.curve], flush=True)
+        print(name, [round(row["spearman"], 2) for row in variants[name]], flush=True)
+    single = sparsify(
+        *(model(), STS["train"]), sparsity=FEW_LEVELS, units="weights", compare=("magnitude",),
+        development=STS["dev"], test=STS["test"],
+    )  # fmt: skip
+    variants["single weights"] = [
+        r for r in single.curve if r["criterion"] == OURS and r["sparsity"]
+    ]
     chosen = best([row for row in whole.curve if 0 < row["sparsity"] <= SMALL])
     ours = {row["sparsity"]: row for row in whole.curve if row["criterion"] == OURS}
     return {
@@ -160,6 +177,7 @@ def measure_sweep() -> dict[str, Any]:
         "dense": ours[0.0],
         "chosen": ours[chosen],
         "curve": whole.curve,
+        "single weights": single.curve,
         "variants": variants,
     }
 

@@ -93,12 +93,14 @@ def sparsity(part: dict[str, Any], picture: Path, about: str) -> list[str]:
 
 
 def _scoring(part: dict[str, Any]) -> list[str]:
-    ms = {name: value["median"] / 1e3 for name, value in part["ms"].items()}
-    told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ms.items())
+    told = ", ".join(
+        f"{name} {value['median'] / 1e3:.1f} s ({part['speed_up'][name]:.2f} x)"
+        for name, value in part["ms"].items()
+    )
     return [
         (
             f"All units of MiniLM on {part['sentences']:,} sentences of STS-B's development part: "
-            f"{told} ({part['speed_up']:.2f} x). The plain loop takes 64 pairs at a time as "
+            f"{told}. The plain loop takes 64 pairs at a time as "
             "they come, the losses of the batch, and gradients of everything."
         )
     ]

@@ -87,7 +87,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     half = len(ctx.saved_tensors) // 2
     tensors, kept = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
     if upstream is None:
-        return (None,) * (half + ctx.others)
+        return tuple([None] * (half + ctx.others))
     with torch.no_grad():
         gradients = [
             (g * upstream).to(x.dtype) if g.shape == x.shape else None

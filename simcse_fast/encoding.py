@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,8 +49,9 @@ def encode(
         (N, D) fp32, in the order of the sentences.
 
     Raises:
-        TypeError: model or sentences are of another kind.
-        ValueError: there are no sentences, or the embeddings are not finite rows of numbers.
+        TypeError: model, sentences or batch_size are of another kind.
+        ValueError: there are no sentences, batch_size < 1, or the embeddings are not finite rows
+            of numbers.
 
     Example:
         >>> import numpy as np
@@ -60,9 +63,9 @@ def encode(
     """
     check_sentences(sentences)
     model = encoder_of(model, pooling)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected >= 1, got {batch_size}.")
-    options, size = _options(model, batch_size or BATCH)
+    batch_size = BATCH if batch_size is None else batch_size
+    check_whole("batch_size", batch_size, 1)
+    options, size = _options(model, batch_size)
     distinct = sorted(dict.fromkeys(sentences), key=len, reverse=True)
     parts: list[Floats] = []
     with evaluating(model), bar(len(distinct), " sentences", "encoding", show=progress) as shown:
@@ -131,6 +134,21 @@ def check_sentences(sentences: Sequence[str]) -> None:
             raise TypeError(f"sentences: expected str, got {type(text).__name__} at row {row}.")
     if not len(sentences):
         raise ValueError("sentences: expected one or more, got none.")
+
+
+def check_whole(name: str, value: Any, least: int, end: float = math.inf) -> None:
+    """Refuse what is no whole number, or outside of [least, end).
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is too small, or too large.
+    """
+    limits = f">= {least}" if end == math.inf else f"in [{least}, {end})"
+    told = f"{name}: expected a whole number {limits}, got {value!r}."
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(told)
+    if not least <= int(value) < end:
+        raise InputError(told)
 
 
 def _options(model: Any, batch_size: int) -> tuple[dict[str, Any], int]:

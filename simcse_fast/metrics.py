@@ -122,7 +122,8 @@ def _check_mode(*tensors: Tensor) -> None:
     """Forward-mode derivatives would come out as zero."""
     if torch.compiler.is_compiling():
         return
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    unpack: Any = forward_ad.unpack_dual
+    if any(unpack(x).tangent is not None for x in tensors):
         raise NotImplementedError(
             "alignment and uniformity have no forward-mode derivatives; the files reference.py in "
             "simcse_fast/kernels have."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from simcse_fast.encoding import BATCH, check_sentences, evaluating
+from simcse_fast.encoding import BATCH, check_sentences, check_whole, evaluating
 from simcse_fast.errors import InputError
 from simcse_fast.progress import bar
 
@@ -25,6 +25,8 @@ OF_MTEB = {"task_metadata", "hf_split", "hf_subset", "prompt_type"}
 class PairEncoder:
     """A transformers model and its tokenizer, with `encode` as a SentenceTransformer has it.
 
+    `encode` takes texts, batch_size, show_progress_bar, normalize_embeddings, convert_to_numpy and
+    convert_to_tensor, with the same results, but on the CPU; no prompts, precisions or devices.
     `mteb.evaluate` takes it as a model.
 
     Args:
@@ -65,26 +67,36 @@ class PairEncoder:
         batch_size: int = BATCH,
         show_progress_bar: bool = False,
         normalize_embeddings: bool = False,
+        convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         **others: Any,
     ) -> Any:
         """Embeddings of sentences.
 
         Args:
-            sentences: N texts, or batches that hold them under "text", as mteb gives them.
+            sentences: N texts, one text, or batches that hold them under "text", as mteb gives
+                them.
             batch_size: sentences at once.
             show_progress_bar: on a terminal.
             normalize_embeddings: divide each by its length.
+            convert_to_numpy: give an array; without it, and without convert_to_tensor, a list.
             convert_to_tensor: give a tensor.
             others: what mteb tells besides.
 
         Returns:
-            (N, D) fp32 array or tensor on the CPU.
+            (N, D) fp32 array or tensor on the CPU, or a list of N rows; (D,) of one text, (0,) of
+            none.
+
+        Raises:
+            TypeError: an argument is unknown or of another kind.
+            ValueError: batch_size < 1.
         """
         if unknown := set(others) - OF_MTEB:
             raise TypeError(f"{min(unknown)}: PairEncoder has no such argument.")
-        texts = sentences if isinstance(sentences, str) else _flat(sentences)
-        check_sentences(texts)
+        check_whole("batch_size", batch_size, 1)
+        texts = [sentences] if isinstance(sentences, str) else _flat(sentences)
+        if texts:
+            check_sentences(texts)
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
         parts: list[Tensor] = []
         shown_as = (len(order), " sentences", "encoding")
@@ -94,10 +106,16 @@ class PairEncoder:
                 parts.append(self.embed([texts[row] for row in rows]))
                 if shown is not None:
                     shown.update(len(rows))
-        embeddings = torch.cat(parts)[torch.tensor(order).argsort()]
+        embeddings = torch.cat(parts)[torch.tensor(order).argsort()] if parts else torch.zeros(0)
         if normalize_embeddings:
             embeddings = nn.functional.normalize(embeddings, dim=-1)
-        return embeddings if convert_to_tensor else embeddings.numpy()
+        if isinstance(sentences, str):
+            embeddings = embeddings[0]
+        if convert_to_tensor:
+            return embeddings
+        if convert_to_numpy:
+            return embeddings.numpy()
+        return embeddings if isinstance(sentences, str) else list(embeddings)
 
     def embed(self, texts: list[str]) -> Tensor:
         """One batch, (B, D) fp32 on the CPU."""

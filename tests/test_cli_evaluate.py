@@ -1,12 +1,15 @@
 """simcse-fast evaluate: tables, files, runs that go on, and what it refuses."""
 
 import json
+import os
+import shutil
 import sys
 
 import pytest
 from evaluation_data import classes, pairs, write_classes, write_sts
 
 from simcse_fast import cli
+from simcse_fast.cli.models import weights_of
 from simcse_fast.evaluation import Evaluation, evaluate, table
 
 pytest.importorskip("sentence_transformers", reason="needs the extra evaluate")
@@ -74,7 +77,7 @@ def test_json_and_files(run, given, tmp_path):
     assert code == 0
     assert told["settings"] == {"tasks": SPACE, "data_dir": str(given / "data"), "seed": 0}
     assert told["models"]["bert"]["scores"] == pytest.approx(dict(scores(given, "bert", SPACE)))
-    assert told.pop("resumed") == []
+    assert (told.pop("resumed"), told.pop("changed")) == ([], [])
     assert json.loads(output.read_text(encoding="utf-8")) == told
     assert plot.read_text(encoding="utf-8").startswith("<?xml")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "space.svg"]
@@ -108,6 +111,59 @@ def test_next_run_skips_what_is_done(run, tmp_path, monkeypatch):
     assert json.loads(out)["resumed"] == ["static"]
     assert "99.99" not in run("bert", *fixed, "--restart")[1]
     assert list(json.loads(output.read_text(encoding="utf-8"))["models"]) == ["bert"]
+
+
+@pytest.fixture
+def copied(given, tmp_path):
+    """A model whose files a test may change."""
+    return shutil.copytree(given / "static", tmp_path / "model")
+
+
+def other_scores(path):
+    """Results that are to be known again."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    for one in told["models"].values():
+        one["scores"]["STS-B"] = 99.99
+    path.write_text(json.dumps(told), encoding="utf-8")
+    return told
+
+
+def test_a_folder_that_was_trained_again_is_evaluated_again(run, copied):
+    output = copied / "results.json"  # no part of the model
+    fixed = [copied, "bert", "--tasks", "STS-B", "--output", output]
+    assert run(*fixed)[0] == 0
+    other_scores(output)
+    assert json.loads(run(*fixed, "--json")[1])["changed"] == []
+    weights = next(copied.rglob("model.safetensors"))
+    about = weights.stat()
+    os.utime(weights, ns=(about.st_atime_ns, about.st_mtime_ns + 10**9))
+    told = json.loads(run(*fixed, "--json")[1])
+    assert (told["resumed"], told["changed"]) == (["bert"], [str(copied)])
+    assert told["models"][str(copied)]["scores"]["STS-B"] != 99.99
+    assert told["models"]["bert"]["scores"]["STS-B"] == 99.99
+    assert json.loads(run(*fixed, "--json")[1])["changed"] == []
+    (copied / "more.txt").write_text("x", encoding="utf-8")
+    out = run(*fixed)[1]
+    assert f"Done before  bert; --restart does all again\nDone again  {copied}; files have" in out
+
+
+def test_results_that_do_not_tell_their_weights_count_as_done(run, copied, tmp_path):
+    output = tmp_path / "results.json"
+    fixed = [copied, "--tasks", "STS-B", "--output", output, "--json"]
+    run(*fixed)
+    told = other_scores(output)
+    del told["weights"]  # as files of before are
+    output.write_text(json.dumps(told), encoding="utf-8")
+    told = json.loads(run(*fixed)[1])
+    assert (told["resumed"], told["changed"]) == ([str(copied)], [])
+    assert told["models"][str(copied)]["scores"]["STS-B"] == 99.99
+
+
+def test_only_folders_tell_their_weights(copied):
+    found = weights_of(str(copied))
+    assert weights_of("some/model") is None
+    (copied / "picture.png").write_bytes(b"x")
+    assert weights_of(str(copied), {copied / "picture.png"}) == found != weights_of(str(copied))
 
 
 def test_interrupt_keeps_the_models_that_are_done(run, tmp_path, monkeypatch):
@@ -147,7 +203,15 @@ def test_a_model_that_fails_leaves_those_before_it(run, tmp_path):
             ["--output", "r.txt"], "--output r.txt: expected a name in .json", id="ending"
         ),
         pytest.param(["--output", "no/r.json"], "there is no folder no", id="no-folder"),
-        pytest.param(["--output", "data.json"], "cannot be read (Is a", id="folder"),
+        pytest.param(
+            ["--output", "data.json"], "data.json: cannot be written (no reg", id="folder"
+        ),
+        pytest.param(["--output", "/proc/x.json"], "/proc/x.json: cannot be written (", id="proc"),
+        pytest.param(
+            ["--tasks", *SPACE, "--plot", "/proc/x.png"],
+            "--plot /proc/x.png: cannot be written (",
+            id="proc-plot",
+        ),
         pytest.param(["--plot", "p.txt"], "in .pdf or .png or .svg", id="picture"),
         pytest.param(["--plot", "p.png"], "add alignment and uniformity to --tasks", id="no-space"),
         pytest.param(["--data-dir", "no"], ": data_dir: there is no folder no", id="data"),
@@ -159,7 +223,8 @@ def test_a_model_that_fails_leaves_those_before_it(run, tmp_path):
         ),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, message, run, given):
+def test_bad_input_is_one_sentence(arguments, message, run, given, monkeypatch):
+    monkeypatch.setattr(cli.evaluate, "run_model", pytest.fail)  # all of it is found before
     (given / "data.json").mkdir(exist_ok=True)
     (given / "other.json").write_text('{"models": 3}', encoding="utf-8")
     (given / "list.json").write_text("[1", encoding="utf-8")

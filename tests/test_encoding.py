@@ -151,6 +151,32 @@ def test_pair_encoder_encodes_like_a_sentence_transformer(pair, model):
         wrapped.encode(TEXTS, precision="int8")
 
 
+@pytest.mark.parametrize("kind", [{}, {"convert_to_tensor": True}, {"convert_to_numpy": False}])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param("c1 c2", id="one"),
+        pytest.param([], id="none"),
+        pytest.param(["c1 c2", "c3"], id="two"),
+    ],
+)
+def test_pair_encoder_gives_what_a_sentence_transformer_gives(texts, kind, pair, model):
+    kind = {"convert_to_numpy": True, **kind}
+    expected = model.encode(texts, show_progress_bar=False, **kind)
+    found = PairEncoder(*pair).encode(texts, **kind)
+    assert type(found) is type(expected)
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):  # numbers, where there was one text
+        np.testing.assert_allclose(row, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("batch_size", [0, 2.5, "a", True, None])
+def test_pair_encoder_names_a_wrong_batch_size(batch_size, pair):
+    message = f"batch_size: expected a whole number >= 1, got {batch_size!r}"
+    with pytest.raises((TypeError, ValueError), match=message):
+        PairEncoder(*pair).encode(["c1"], batch_size=batch_size)
+
+
 class Returning:
     def __init__(self, value):
         self.value = value
@@ -201,7 +227,7 @@ def test_options_that_do_not_fit_are_refused(model, pair, folder):
         encode(model, TEXTS, pooling="cls")
     with pytest.raises(ValueError, match=r"pooling: expected one of pooler, .*got 'best'"):
         encode(pair, TEXTS, pooling="best")
-    with pytest.raises(ValueError, match="batch_size: expected >= 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size: expected a whole number >= 1, got 0"):
         encode(pair, TEXTS, batch_size=0)
     head = BertForMaskedLM.from_pretrained(folder)
     with pytest.raises(ValueError, match="BertForMaskedLM returns no last_hidden_state"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -146,6 +147,34 @@ def test_everything_is_encoded_in_one_go(tmp_path):
     assert len(model.seen) == len(set(model.seen)) == 18
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"seed": -1}, ValueError, "seed: expected a whole number in [0, 4294967296), got -1."),
+        ({"seed": 2**32}, ValueError, "[0, 4294967296), got 4294967296."),  # numpy has no more
+        ({"seed": "a"}, TypeError, "seed: expected a whole number in [0, 4294967296), got 'a'."),
+        ({"seed": None}, TypeError, "got None."),  # folds that no one could draw again
+        ({"batch_size": 0}, ValueError, "batch_size: expected a whole number >= 1, got 0."),
+        ({"batch_size": "a"}, TypeError, "batch_size: expected a whole number >= 1, got 'a'."),
+        ({"batch_size": 2.5}, TypeError, "batch_size: expected a whole number >= 1, got 2.5."),
+        ({"tasks": None}, TypeError, "tasks: expected one or more of sts, transfer, all, STS12"),
+        ({"tasks": 5}, TypeError, "uniformity test; got 5."),
+        ({"tasks": ["MR", 5]}, TypeError, "uniformity test; got 5."),
+    ],
+    ids=str,
+)
+def test_arguments_are_refused_before_anything_is_read(options, error, message, tmp_path):
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        evaluate(MODEL, **{"tasks": "MR", "data_dir": tmp_path, **options})
+    assert str(caught.value).count("\n") == 0
+
+
+def test_whole_numbers_of_numpy_are_whole(tmp_path):
+    write_sts(tmp_path, "stsb_test", pairs(6))
+    plain = run("STS-B", tmp_path, batch_size=2, seed=3)
+    assert run("STS-B", tmp_path, batch_size=np.int64(2), seed=np.int64(3)) == plain
+
+
 RESULT = Evaluation(
     {"STS13": 80.604, "STS-B": 82.03, "MR": 61.5, "alignment": 0.2361, "uniformity": -3.8},
     {"STS-B": {"measure": "Spearman x 100", "count": 1379, "mean": 80.15, "notes": ["a note"]}},
@@ -259,6 +288,10 @@ def test_evaluator_refuses_what_has_no_positives():
         AlignmentUniformityEvaluator(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="scores: expected one or more above positive_above 4"):
         AlignmentUniformityEvaluator(["a"], ["b"], [4.0])
+    assert AlignmentUniformityEvaluator(["a", "c"], ["b", "d"]).positives == [
+        ["a", "c"],
+        ["b", "d"],
+    ]
 
 
 def test_evaluator_runs_while_sentence_transformers_trains(static, tmp_path):

@@ -21,7 +21,7 @@ from simcse_fast.sparsity.calibration import calibration_of
 from simcse_fast.sparsity.embedder import Embedder
 from simcse_fast.sparsity.layouts import LAYOUTS, units_of
 from simcse_fast.sparsity.masks import masked
-from simcse_fast.sparsity.removal import remove
+from simcse_fast.sparsity.removal import remove, width_of
 from simcse_fast.sparsity.scores import LOSSES, score
 from simcse_fast.sparsity.selection import Selection, magnitude_scores, select
 from simcse_fast.sparsity.unstructured import Unstructured, matrices
@@ -44,7 +44,7 @@ def small_batches(monkeypatch):
 def random_selection(units, seed=0) -> Selection:
     g = torch.Generator().manual_seed(seed)
     heads = torch.rand(len(units.layers), units.heads, generator=g) > 0.4
-    return Selection(heads, torch.rand(len(units.layers), units.neurons, generator=g) > 0.4)
+    return Selection(heads, torch.rand(len(units.layers), units.neurons, generator=g) > 0.5)
 
 
 def losses(embeddings, data):
@@ -156,7 +156,7 @@ def test_what_is_masked_can_be_removed_and_loaded_by_transformers_alone(family, 
     remove(model, selection)
     torch.testing.assert_close(embedder.all(TEXTS), wanted, rtol=1e-5, atol=1e-5)
     assert (wanted - dense).abs().max() > 1e-3
-    assert units_of(model).neurons == max(selection.widths) < 32
+    assert units_of(model).neurons == width_of(selection) < 32
     model.save_pretrained(tmp_path / "small")
     kind = AutoModel if family != "T5" else type(model)
     loaded = kind.from_pretrained(tmp_path / "small")
@@ -198,7 +198,11 @@ def test_lowest_scores_go_first():
     each = select({"neurons": neurons}, 0.25, units, "layer")
     assert each.widths == [24, 24]
     assert each.heads.all()
-    assert select({"neurons": neurons}, 0.2, units).widths == [16, 32]  # 19, rounded to eights
+    assert select({"neurons": neurons}, 0.2, units).widths == [19, 32]
+    rounded = [select({"neurons": neurons}, share, units, "layer").widths for share in (0.2, 0.99)]
+    assert rounded == [[24, 24], [8, 8]]  # to eights, of which one stays
+    assert width_of(select({"neurons": neurons}, 0.6, units)) == 32
+    assert width_of(Selection(heads > 0, neurons > 61)) == 8
     assert select({"heads": heads, "neurons": neurons}, 0.0, units).removed["heads"] == 0
     ties = select({"heads": torch.ones(2, 4)}, 0.25, units)
     assert ties.heads.tolist() == [[False, False, True, True], [True] * 4]
@@ -234,7 +238,7 @@ def test_single_weights_are_scored_by_weight_times_gradient(model):
             wanted[place] += shares[loss] * each / (each.norm() + 1e-7)
     assert len(wanted) == 12  # six matrices in each of two layers
     for found, exact in zip(scores, wanted, strict=True):
-        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5 * exact.max())
+        torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-5 * exact.max())
 
 
 def test_single_weights_go_come_back_and_stay_away(model):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, bold, say, whole, write_json, write_lines
-from simcse_fast.cli.models import load_model
+from simcse_fast.cli.models import load_model, weights_of
 from simcse_fast.errors import InputError
 from simcse_fast.files import written_whole
 
@@ -57,7 +58,8 @@ def add_evaluate(commands: Any) -> Parser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="results as .json, after each model; what it holds already is not done again",
+        help="results as .json, after each model; what it holds already is not done again, unless "
+        "the model's folder has changed",
     )
     evaluate.add_argument(
         "--restart", action="store_true", help="replace --output instead of going on with it"
@@ -76,16 +78,25 @@ def evaluate_command(options: argparse.Namespace) -> None:
     """Evaluate one model after the other, and show all."""
     settings = settings_of(options)
     check_files(options)
-    results = earlier(options, settings)
+    results, weights = earlier(options, settings)
     names = {label_of(name, options): name for name in options.models}
+    written = {path.resolve() for path in (options.output, options.plot) if path is not None}
+    now = {label: weights_of(name, written) for label, name in names.items()}
+    changed = [
+        label
+        for label in names
+        if label in results and label in weights and now[label] not in (None, weights[label])
+    ]
+    for label in changed:
+        del results[label], weights[label]
     resumed = [label for label in names if label in results]
     if len(resumed) < len(names):
         options.data_dir = checked_data(options)
     try:
         for label, name in names.items():
             if label not in results:
-                results[label] = run_model(name, options)
-                write_results(options.output, settings, results)
+                results[label], weights[label] = run_model(name, options), now[label]
+                write_results(options.output, told_of(settings, weights, results))
     except KeyboardInterrupt:
         if not results or options.output is None:
             raise
@@ -93,9 +104,10 @@ def evaluate_command(options: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"{told}; run it again to go on") from None
     write_plot(options.plot, results)
     if options.json:
-        write_json(told_of(settings, results) | {"resumed": resumed})
+        about = {"resumed": resumed, "changed": changed}
+        write_json(told_of(settings, weights, results) | about)
     else:
-        write_lines(page(options, results, resumed))
+        write_lines(page(options, results, resumed, changed))
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -120,6 +132,7 @@ def check_files(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} {path}: expected a name in {' or '.join(sorted(endings))}")
         if not path.parent.is_dir():
             raise InputError(f"--{name} {path}: there is no folder {path.parent}")
+        check_place(name, path)
     if options.restart and options.output is None:
         raise InputError("--restart: belongs to --output FILE")
     if options.plot is None:
@@ -128,6 +141,19 @@ def check_files(options: argparse.Namespace) -> None:
     if missing := [name for name in SPACE if name not in {task.name for task, _ in chosen}]:
         raise InputError(f"--plot {options.plot}: add {' and '.join(missing)} to --tasks")
     import_module("simcse_fast.evaluation.plots")  # matplotlib, before hours of work
+
+
+def check_place(name: str, path: Path) -> None:
+    """Refuse a folder in which no file can be made, and what is no file."""
+    place = path.resolve()  # a link stays, and what it leads to is replaced
+    try:
+        reason = "no regular file" if place.exists() and not place.is_file() else None
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise InputError(f"--{name} {path}: cannot be written ({reason})")
 
 
 def checked_data(options: argparse.Namespace) -> Path:
@@ -148,15 +174,18 @@ def label_of(name: str, options: argparse.Namespace) -> str:
     return f"{name} ({options.pooling})" if options.pooling else name
 
 
-def earlier(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Evaluation]:
-    """What an earlier run has left in --output."""
+def earlier(
+    options: argparse.Namespace, settings: dict[str, Any]
+) -> tuple[dict[str, Evaluation], dict[str, str | None]]:
+    """What an earlier run has left in --output, and of which weights, where it says so."""
     path: Path | None = options.output
     if path is None or options.restart or not path.exists():
-        return {}
+        return {}, {}
     Evaluation = import_module("simcse_fast.evaluation").Evaluation  # noqa: N806 - a class
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         found = {name: Evaluation.from_dict(one) for name, one in told["models"].items()}
+        weights = dict(told.get("weights", {}))
         known = told["settings"]
         differs = [name for name, value in settings.items() if known[name] != value]
     except OSError as error:
@@ -171,7 +200,7 @@ def earlier(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, 
             f"--output {path}: holds results for {name.replace('_', ' ')} {known[name]}, not "
             f"{settings[name]}; give another name, or --restart"
         )
-    return found
+    return found, weights
 
 
 def run_model(name: str, options: argparse.Namespace) -> Evaluation:
@@ -194,21 +223,22 @@ def run_model(name: str, options: argparse.Namespace) -> Evaluation:
     return result
 
 
-def told_of(settings: dict[str, Any], results: dict[str, Evaluation]) -> dict[str, Any]:
+def told_of(
+    settings: dict[str, Any], weights: dict[str, str | None], results: dict[str, Evaluation]
+) -> dict[str, Any]:
     """The results for machines."""
     return {
         "settings": settings,
+        "weights": weights,
         "models": {name: result.to_dict() for name, result in results.items()},
     }
 
 
-def write_results(
-    path: Path | None, settings: dict[str, Any], results: dict[str, Evaluation]
-) -> None:
+def write_results(path: Path | None, told: dict[str, Any]) -> None:
     """All models that are done."""
     if path is None:
         return
-    text = json.dumps(told_of(settings, results), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     try:
         with written_whole(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
@@ -231,12 +261,17 @@ def write_plot(path: Path | None, results: dict[str, Evaluation]) -> None:
 
 
 def page(
-    options: argparse.Namespace, results: dict[str, Evaluation], resumed: list[str]
+    options: argparse.Namespace,
+    results: dict[str, Evaluation],
+    resumed: list[str],
+    changed: list[str],
 ) -> list[str]:
     """The results for people."""
     lines = [import_module("simcse_fast.evaluation").table(results), ""]
     if resumed:
         lines.append(f"{bold('Done before')}  {', '.join(resumed)}; --restart does all again")
+    if changed:
+        lines.append(f"{bold('Done again')}  {', '.join(changed)}; files have changed since")
     for name, path in (("Results", options.output), ("Plot", options.plot)):
         if path is not None:
             lines.append(f"{bold(name)}  {path.resolve()}")

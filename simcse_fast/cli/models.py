@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 def load_model(name: str, device: str | None, pooling: str | None) -> Any:
@@ -21,3 +26,20 @@ def load_model(name: str, device: str | None, pooling: str | None) -> Any:
     finally:
         logging.disable(logging.NOTSET)
     return (model[0].model, model.tokenizer) if is_plain and pooling else model
+
+
+def weights_of(name: str, others: Collection[Path] = ()) -> str | None:
+    """What tells a folder's weights from those of another training; None for a name of the hub.
+
+    A hash of its files' names, sizes and times, without `others`, which are no part of the model.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.resolve() not in others:
+            about = path.stat()
+            told = path.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns
+            found.update(repr(told).encode())
+    return found.hexdigest()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, bold, number, say, whole, write_json, write_lines
+from simcse_fast.cli.models import load_model
 from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from simcse_fast.sparsity import Sparsified
 
@@ -52,7 +56,20 @@ def add_sparsify(commands: Any) -> Parser:
         default="global",
         help="order all layers together (default), or each for itself",
     )
+    added.add_argument(
+        "--aggregate",
+        choices=("absolute", "total"),
+        default="absolute",
+        help="of the sentences' shares: the sum of sizes (default), or the size of the sum",
+    )
+    added.add_argument(
+        "--positive-above", type=number, default=4.0, metavar="X", help="score of positives (4)"
+    )
     added.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="random orders (5)")
+    added.add_argument(
+        "--check", type=whole(2), metavar="N", help="remove N units one by one, compare with scores"
+    )
+    added.add_argument("--device", metavar="NAME", help="cpu; by default the best there is")
     retrain = added.add_argument_group("retraining")
     data = retrain.add_mutually_exclusive_group()
     data.add_argument("--unsupervised", metavar="FILE", help="sentences, as of simcse-fast train")
@@ -60,56 +77,84 @@ def add_sparsify(commands: Any) -> Parser:
     retrain.add_argument("--rewind", metavar="NAME", help="remove from this model instead")
     retrain.add_argument("--epochs", type=number, metavar="X")
     retrain.add_argument("--batch-size", type=whole(2), metavar="N")
-    retrain.add_argument("--learning-rate", type=number, default=3e-5, metavar="X", help="3e-5")
+    retrain.add_argument("--learning-rate", type=number, metavar="X", help="3e-5")
     added.set_defaults(run=sparsify_command)
     return added
 
 
 def sparsify_command(options: argparse.Namespace) -> None:
     """Sparsify, and say how it went."""
+    recipe = retraining(options)
     say("loading torch and sentence-transformers")
-    from simcse_fast import sparsify  # noqa: PLC0415 - torch, which --help need not wait for
-    from simcse_fast.training.encoders import load  # noqa: PLC0415
-    from simcse_fast.training.run import quiet_transformers  # noqa: PLC0415
-
-    units = options.units
-    try:
+    run = import_module("simcse_fast.sparsity.run")  # torch, which --help need not wait for
+    quiet = import_module("simcse_fast.training.run").quiet_transformers
+    model = load_model(options.model, options.device, None)
+    rewind = load_model(options.rewind, options.device, None) if options.rewind else None
+    with bad_input(options.output):
+        run.check_retraining(model if rewind is None else rewind, recipe)
+    with bad_input(options.output), quiet():
         options.output.mkdir(parents=True, exist_ok=True)  # before minutes of work
-        with quiet_transformers():
-            model, _ = load(options.model, None)
-            rewind = None if options.rewind is None else load(options.rewind, None)[0]
-        result = sparsify(
+        result = run.sparsify(
             model,
             options.pairs,
             sparsity=options.sparsity,
-            units="weights" if units == ["weights"] else units,
+            units=options.units,
             balance=options.balance,
-            retrain=retraining(options),
             rewind=rewind,
             development=options.development,
             test=options.test,
             seeds=options.seeds,
             allocation=options.allocation,
+            aggregate=options.aggregate,
+            positive_above=options.positive_above,
         )
-        with quiet_transformers():
-            result.save(options.output / "model")
-        report = result.report(options.output)
-    except (OSError, TypeError) as error:
-        raise InputError(str(error)) from error
+        report = written(result, options.output)
+        check = None if options.check is None else result.check(options.check)
+        if recipe is not None:  # what was found so far is there, whatever happens
+            result = result.retrain(**recipe)
+            report = written(result, options.output)
     found = {**result.summary(), "model": str(options.output / "model"), "report": str(report)}
+    found |= {} if check is None else {"check": check}
     if options.json:
         write_json(found)
     else:
         write_lines(page(result, found))
 
 
+def written(result: Sparsified, folder: Path) -> Path:
+    """Model and report."""
+    result.save(folder / "model")
+    return result.report(folder)
+
+
+@contextmanager
+def bad_input(output: Path) -> Iterator[None]:
+    """What cannot be used or written, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or output
+        raise InputError(
+            f"--output {output}: {where} cannot be written ({error.strerror or error})"
+        ) from error
+    except TypeError as error:
+        raise InputError(str(error)) from error
+
+
 def retraining(options: argparse.Namespace) -> dict[str, Any] | None:
     """Arguments of `train`, where its data are given."""
     data = {name: getattr(options, name) for name in ("unsupervised", "triplets")}
-    data = {name: value for name, value in data.items() if value is not None}
+    names = ("epochs", "batch_size", "learning_rate")
+    recipe = {name: getattr(options, name) for name in names}
+    data, recipe = (
+        {name: value for name, value in given.items() if value is not None}
+        for given in (data, recipe)
+    )
     if not data:
+        if recipe:
+            option = next(iter(recipe)).replace("_", "-")
+            raise InputError(f"--{option}: belongs to --unsupervised or --triplets")
         return None
-    recipe = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate")}
     return {**data, **recipe, "output": options.output / "retraining"}
 
 
@@ -126,6 +171,11 @@ def page(result: Sparsified, found: dict[str, Any]) -> list[str]:
     for kind, share in result.removed.items():
         lines.append(f"{bold('Removed')} {100 * share:.1f} % of the {kind}")
     lines += [f"{bold('Note')}    {note}" for note in result.notes]
+    if check := found.get("check"):
+        lines.append(
+            f"{bold('Check')}   predictions and truth correlate by {check['alignment']:.2f} "
+            f"(alignment) and {check['uniformity']:.2f} (uniformity)"
+        )
     if result.retrained_scores is not None:
         row = result.retrained_scores
         tested = f", test {row['test_spearman']:.2f}" if "test_spearman" in row else ""

@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from simcse_fast.encoding import encode
+from simcse_fast.evaluation.space import ALIKE, distinct, positives
 from simcse_fast.metrics import alignment, uniformity
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ METRICS = ("alignment", "uniformity", "alignment_uniformity")
 
 
 class AlignmentUniformityEvaluator(SentenceEvaluator):  # type: ignore[misc]
-    """How near positive pairs are, and how evenly all sentences are spread.
+    """How near positive pairs are, and how evenly distinct sentences are spread.
 
     The metrics are alignment (mean |x - y|^2 of the positive pairs), uniformity (log mean
     exp(-2 |x - y|^2) over all pairs of distinct sentences) and, to choose a checkpoint by, their
@@ -54,7 +54,7 @@ class AlignmentUniformityEvaluator(SentenceEvaluator):  # type: ignore[misc]
         sentences2: Sequence[str],
         scores: Sequence[float] | None = None,
         *,
-        positive_above: float = 4.0,
+        positive_above: float = ALIKE,
         name: str = "",
         batch_size: int = 32,
         show_progress_bar: bool = False,
@@ -67,15 +67,16 @@ class AlignmentUniformityEvaluator(SentenceEvaluator):  # type: ignore[misc]
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{argument} {count}" for argument, count in lengths.items())
             raise ValueError(f"sentences2: expected as many as sentences1 and scores, got {told}.")
-        marks = np.ones(len(sentences1)) if scores is None else np.asarray(scores) > positive_above
-        rows = np.flatnonzero(marks).tolist()
-        if not rows:
+        if scores is None:
+            self.positives = [list(sentences1), list(sentences2)]
+        else:
+            self.positives = positives(sentences1, sentences2, scores, positive_above)
+        if not self.positives[0]:
             raise ValueError(
                 f"scores: expected one or more above positive_above {positive_above:g}, got none "
                 f"of {len(sentences1)}."
             )
-        self.positives = [[side[row] for row in rows] for side in (sentences1, sentences2)]
-        self.sentences = list(dict.fromkeys([*sentences1, *sentences2]))
+        self.sentences = distinct([*sentences1, *sentences2])
         if len(self.sentences) < 2:  # noqa: PLR2004 - a pair
             raise ValueError("sentences1: expected two or more distinct sentences, got one.")
         self.name, self.batch_size = name, batch_size

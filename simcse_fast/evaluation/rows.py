@@ -67,7 +67,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise InputError(f"{path}: is empty; expected a line a row.")
+        raise InputError(f"{path}: is empty; expected one row a line.")
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from simcse_fast.encoding import encode, encoder_of
+from simcse_fast.encoding import check_whole, encode, encoder_of
 from simcse_fast.evaluation.folder import folder_of, read_tasks
 from simcse_fast.evaluation.result import Evaluation
 from simcse_fast.evaluation.tasks import STS, TRANSFER, choose
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from simcse_fast.evaluation.correlation import Embed
     from simcse_fast.evaluation.folder import Parts
     from simcse_fast.evaluation.tasks import Task
+
+SEEDS = 2**32  # of numpy's RandomState, which divides the folds
 
 
 def evaluate(
@@ -57,7 +59,7 @@ def evaluate(
             once from the hub.
         pooling: of a pair, see `simcse_fast.pair_encoder.PairEncoder`; "mean" by default.
         batch_size: sentences at once.
-        seed: of the folds.
+        seed: of the folds, in [0, 2**32).
         progress: show bars on a terminal.
 
     Returns:
@@ -65,8 +67,8 @@ def evaluate(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: no such task, no data, or a line of them is not as expected; gold scores are
-            all the same; embeddings are not finite.
+        ValueError: no such task, no data, or a line of them is not as expected; batch_size or
+            seed is out of range; gold scores are all the same; embeddings are not finite.
 
     Reference: Gao, Yao and Chen 2021, arXiv 2104.08821, section 6 and appendix B; Conneau and
     Kiela 2018, arXiv 1803.05449.
@@ -86,6 +88,8 @@ def evaluate(
         (100.0, ['3 pairs, where 1,379 are published'])
     """
     chosen = choose(tasks)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("seed", seed, 0, SEEDS)
     model = encoder_of(model, pooling)
     if data_dir is None:
         from simcse_fast.evaluation.hub import downloaded  # noqa: PLC0415 - huggingface_hub

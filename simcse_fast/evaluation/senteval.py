@@ -150,5 +150,5 @@ def _fields(path: Path, *, least: int, skip: int = 0) -> list[tuple[int, list[st
             )
         rows.append((number, fields))
     if not rows:
-        raise InputError(f"{path}: holds only its header; expected a line a row.")
+        raise InputError(f"{path}: holds only its header; expected one row a line.")
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,16 +88,19 @@ def choose(names: str | Sequence[str]) -> list[tuple[Task, bool]]:
     What was named must be there; of a group, what is not there is left out.
 
     Raises:
-        TypeError: names are no texts.
+        TypeError: names are no texts, or not several.
         ValueError: no such task.
     """
+    expected = f"tasks: expected one or more of {', '.join(CHOICES)}"
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{expected}; got {names!r}.")
     given = [names] if isinstance(names, str) else list(names)
     if not given:
-        raise InputError(f"tasks: expected one or more of {', '.join(CHOICES)}; got none.")
+        raise InputError(f"{expected}; got none.")
     named: dict[str, bool] = {}
     for name in given:
         if not isinstance(name, str):
-            raise TypeError(f"tasks: expected names, got {type(name).__name__}.")
+            raise TypeError(f"{expected}; got {name!r}.")
         key = _key(name)
         if key in (STS, TRANSFER, ALL):
             groups = GROUPS.values() if key == ALL else [GROUPS[key]]
@@ -106,5 +110,5 @@ def choose(names: str | Sequence[str]) -> list[tuple[Task, bool]]:
         elif key in BY_KEY:
             named[BY_KEY[key].name] = True
         else:
-            raise InputError(f"tasks: expected one or more of {', '.join(CHOICES)}; got {name!r}.")
+            raise InputError(f"{expected}; got {name!r}.")
     return [(task, named[task.name]) for task in TASKS if task.name in named]

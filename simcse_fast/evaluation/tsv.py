@@ -66,7 +66,7 @@ def _fields(path: Path, names: tuple[str, ...]) -> list[list[str]]:
             f"{path}, line 1: expected the header {' '.join(names)} between tabs, got {header!r}."
         )
     if not lines:
-        raise InputError(f"{path}: holds only its header; expected a line a row.")
+        raise InputError(f"{path}: holds only its header; expected one row a line.")
     order = [found.index(name) for name in names]
     rows = []
     for number, line in enumerate(lines, start=2):

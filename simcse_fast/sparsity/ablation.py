@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from simcse_fast.progress import bar
 from simcse_fast.sparsity.embedder import batches
 from simcse_fast.sparsity.masks import masked
-from simcse_fast.sparsity.scores import losses_of
+from simcse_fast.sparsity.scores import LOSSES, losses_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from simcse_fast.sparsity.calibration import Calibration
     from simcse_fast.sparsity.embedder import Embedder
     from simcse_fast.sparsity.layouts import Units
+    from simcse_fast.sparsity.structured import Structured
 
 TOGETHER = 32  # units whose embeddings are in memory at once
 
@@ -59,6 +61,42 @@ def ablate(
                 if shown is not None:
                     shown.update(len(places))
     return changes
+
+
+def check_predictions(
+    method: Structured, count: int, seed: int, *, progress: bool
+) -> dict[str, Any]:
+    """Whether scores predict what removing does; see `Sparsified.check`."""
+    from scipy.stats import spearmanr  # noqa: PLC0415 - slow, and optional
+
+    chosen = draw(method, count, seed)
+    changes = ablate(method.embedder, method.units, method.data, chosen, progress=progress)
+    found: dict[str, Any] = {
+        "units": {kind: sum(unit.kind == kind for unit in chosen) for kind in method.kinds}
+    }
+    for loss in LOSSES:
+        predicted = [
+            -float(getattr(method.gradients, unit.kind)[loss].total[unit.layer, unit.index])
+            for unit in chosen
+        ]
+        found[loss] = float(spearmanr(predicted, [change[loss] for change in changes])[0])
+    return found
+
+
+def draw(method: Structured, count: int, seed: int) -> list[Unit]:
+    """Units at random, half of them heads as far as there are."""
+    layers = range(len(method.units.layers))
+    sizes = {"heads": method.units.heads, "neurons": method.units.neurons}
+    every = {
+        kind: [Unit(kind, layer, n) for layer in layers for n in range(sizes[kind])]
+        for kind in method.kinds
+    }
+    drawn = random.Random(seed)  # noqa: S311 - not for secrets
+    chosen: list[Unit] = []
+    for place, units in enumerate(every.values()):
+        share = count - len(chosen) if place == len(every) - 1 else count // 2
+        chosen += drawn.sample(units, min(share, len(units)))
+    return chosen
 
 
 def _without(

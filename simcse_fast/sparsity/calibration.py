@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from simcse_fast.errors import InputError
-from simcse_fast.training.texts import label, read_scored_pairs
+from simcse_fast.training.texts import read_pairs, read_scored_pairs
 
 POSITIVE_ABOVE = 4.0  # of scores 0 to 5, as SimCSE takes its pairs for alignment
-PAIR, SCORED = 2, 3
+PAIR = 2  # sentences
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,13 @@ def calibration_of(pairs: Any, positive_above: float) -> tuple[Calibration, Scor
     """Sentences and positives; the pairs with their scores, where they have any.
 
     Raises:
-        InputError: the pairs cannot be read, or none is positive.
+        InputError: the pairs cannot be read, none is positive, or all are one sentence.
     """
-    if not _unscored(pairs):
-        scored = scored_pairs(pairs, "pairs")
-        return sentences_of(scored, positive_above, "pairs"), scored
-    first, second = (list(column) for column in zip(*_checked(pairs), strict=True))
-    return _calibration(first, second, [True] * len(first)), None
+    first, second, scores = read_pairs(pairs, "pairs")
+    if scores is None:
+        return _calibration(first, second, [True] * len(first), "pairs"), None
+    scored = Scored(first, second, scores)
+    return sentences_of(scored, positive_above, "pairs"), scored
 
 
 def sentences_of(scored: Scored, positive_above: float, argument: str) -> Calibration:
@@ -59,11 +58,15 @@ def sentences_of(scored: Scored, positive_above: float, argument: str) -> Calibr
             f"{argument}: none of {len(positive)} pairs has a score above {positive_above:g}, so "
             "there is no positive pair; see positive_above"
         )
-    return _calibration(scored.first, scored.second, positive)
+    return _calibration(scored.first, scored.second, positive, argument)
 
 
-def _calibration(first: list[str], second: list[str], positive: list[bool]) -> Calibration:
+def _calibration(
+    first: list[str], second: list[str], positive: list[bool], argument: str
+) -> Calibration:
     texts = list(dict.fromkeys([*first, *second]))
+    if len(texts) < PAIR:
+        raise InputError(f"{argument}: expected two or more distinct sentences, got {len(texts)}")
     place = {text: row for row, text in enumerate(texts)}
     chosen = [(place[a], place[b]) for a, b, p in zip(first, second, positive, strict=True) if p]
     columns = torch.tensor(chosen).T
@@ -73,21 +76,3 @@ def _calibration(first: list[str], second: list[str], positive: list[bool]) -> C
 def scored_pairs(source: Any, argument: str) -> Scored:
     """Pairs with scores, from a path or from memory."""
     return Scored(*read_scored_pairs(source, argument))
-
-
-def _unscored(pairs: Any) -> bool:
-    """Whether these are pairs of texts in memory, without scores."""
-    if isinstance(pairs, str | Mapping) or not isinstance(pairs, Iterable):
-        return False
-    first = next(iter(pairs), None) if isinstance(pairs, list | tuple) else None
-    return isinstance(first, list | tuple) and len(first) == PAIR
-
-
-def _checked(pairs: list[Any]) -> list[Any]:
-    for row, pair in enumerate(pairs):
-        if not isinstance(pair, list | tuple) or len(pair) != PAIR:
-            length = len(pair) if isinstance(pair, list | tuple) else type(pair).__name__
-            raise InputError(f"pairs: row {row} has {length} fields; expected {PAIR} as row 0 has")
-        if not all(isinstance(text, str) for text in pair):
-            raise InputError(f"pairs: row {row} of {label(pairs)} holds something else than text")
-    return pairs

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 BATCH = 64  # sentences at once
+SHOWN = 80  # letters of a sentence in a message
 
 
 class Embedder:
@@ -41,6 +42,8 @@ class Embedder:
                 )
             self.transformer: nn.Module = model[0].model
             self.modules: nn.Module = model
+            name = model.default_prompt_name
+            self.prompt = model.prompts[name] if name else None
             self._embed = self._by_modules
         elif isinstance(model, tuple) and len(model) == 2:  # noqa: PLR2004 - a pair
             pair = PairEncoder(*model, pooling=pooling or "mean")
@@ -63,7 +66,15 @@ class Embedder:
         with torch.no_grad():
             found = [self([texts[row] for row in rows]).cpu() for rows in batches(texts)]
         order = torch.tensor([row for rows in batches(texts) for row in rows])
-        return torch.cat(found)[order.argsort()]
+        embeddings = torch.cat(found)[order.argsort()]
+        finite = embeddings.isfinite().all(1)
+        if not finite.all():
+            text = texts[int((~finite).nonzero()[0])]
+            raise InputError(
+                f"model: {int((~finite).sum())} of {len(texts)} embeddings hold NaN or infinity; "
+                f"first that of {text[:SHOWN]!r}"
+            )
+        return embeddings
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -86,10 +97,10 @@ class Embedder:
         model = self.model
         features = {
             name: value.to(model.device) if isinstance(value, Tensor) else value
-            for name, value in model.preprocess(texts).items()
+            for name, value in model.preprocess(texts, prompt=self.prompt).items()
         }
         embeddings: Tensor = model(features)["sentence_embedding"]
-        return embeddings
+        return embeddings[:, : model.truncate_dim]
 
 
 def batches(texts: Sequence[str], size: int = BATCH) -> list[list[int]]:

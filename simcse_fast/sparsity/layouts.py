@@ -107,6 +107,24 @@ class Units:
         return self.layers[0].out.in_features // self.heads
 
 
+def check_same_shape(transformer: Any, units: Units, layout: Layout | None, argument: str) -> None:
+    """Refuse a model with other units.
+
+    Raises:
+        InputError: they differ in number or width.
+    """
+    other = units_of(transformer, layout)
+    shapes = [
+        (len(one.layers), one.heads, one.neurons, one.layers[0].out.out_features)
+        for one in (other, units)
+    ]
+    if shapes[0] != shapes[1]:
+        found, wanted = (
+            "{} layers of {} heads and {:,} neurons, {} wide".format(*shape) for shape in shapes
+        )
+        raise InputError(f"{argument}: expected {wanted}; got {found}")
+
+
 def units_of(transformer: Any, layout: Layout | None = None) -> Units:
     """The units of a model.
 
@@ -114,13 +132,15 @@ def units_of(transformer: Any, layout: Layout | None = None) -> Units:
         InputError: its family is not known, or the layout does not fit it.
     """
     name = type(transformer).__name__
+    if layout is not None and not isinstance(layout, Layout):
+        raise TypeError(f"layout: expected a Layout, got {type(layout).__name__}")
     if layout is None and name not in LAYOUTS:
         raise InputError(
             f"model: where {name} keeps its heads and neurons is not known; known are "
             f"{', '.join(LAYOUTS)}; for another family give layout=simcse_fast.sparsity.Layout(...)"
             " with the names of its parts"
         )
-    layout = layout or LAYOUTS[name]
+    layout = LAYOUTS[name] if layout is None else layout
     try:
         layers = tuple(_layer(module, layout) for module in attrgetter(layout.layers)(transformer))
         heads = int(getattr(transformer.config, layout.heads))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from simcse_fast.errors import InputError
@@ -31,25 +32,19 @@ class Options:
     retrain: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
-        if not self.sparsities:
-            raise InputError("sparsity: expected a number or several, got none")
-        for value in self.sparsities:
-            check_range("sparsity", value, zero=True, high=1)
-            if value == 1:
-                raise InputError("sparsity: expected in [0, 1), got 1, which leaves nothing")
+        self._check_sparsities()
         check_range("balance", self.balance, zero=True, high=1)
         check_whole("seeds", self.seeds, 1)
-        if isinstance(self.positive_above, bool) or not isinstance(
-            self.positive_above, int | float
-        ):
+        if isinstance(self.positive_above, bool) or not isinstance(self.positive_above, Real):
             raise TypeError(f"positive_above: expected a number, got {self.positive_above!r}")
         wanted = self.kinds
-        if wanted != (WEIGHTS,) and (not wanted or not set(wanted) <= set(KINDS)):
+        if wanted != (WEIGHTS,) and (not wanted or any(kind not in KINDS for kind in wanted)):
             raise InputError(
                 f"units: expected some of {', '.join(KINDS)}, or 'weights'; got {self.units!r}"
             )
-        if unknown := sorted(set(self.comparisons) - set(MEASURED)):
-            raise InputError(f"compare: expected some of {', '.join(MEASURED)}; got {unknown[0]!r}")
+        for name in self.comparisons:
+            if name not in MEASURED:
+                raise InputError(f"compare: expected some of {', '.join(MEASURED)}; got {name!r}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InputError(
@@ -61,20 +56,35 @@ class Options:
                 f"{type(self.retrain).__name__}"
             )
 
+    def _check_sparsities(self) -> None:
+        if not self.sparsities:
+            raise InputError("sparsity: expected a number or several, got none")
+        for value in self.sparsities:
+            if value is None:
+                raise TypeError("sparsity: expected a number or several, got None")
+            check_range("sparsity", value, zero=True, high=1)
+            if value == 1:
+                raise InputError("sparsity: expected in [0, 1), got 1, which leaves nothing")
+
     @property
     def sparsities(self) -> list[Any]:
         """Each once, in rising order where they are numbers."""
-        several = isinstance(self.sparsity, list | tuple)
-        given = list(self.sparsity) if several else [self.sparsity]  # type: ignore[arg-type]
-        numbers = all(isinstance(value, int | float) for value in given)
-        return sorted(set(given)) if numbers else given
+        given = _several(self.sparsity)
+        numbers = [isinstance(value, Real) and not isinstance(value, bool) for value in given]
+        return sorted({float(value) for value in given}) if all(numbers) else given
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of units."""
-        return (self.units,) if isinstance(self.units, str) else tuple(self.units)
+        return tuple(_several(self.units))
 
     @property
     def comparisons(self) -> tuple[str, ...]:
         """Other criteria."""
-        return (self.compare,) if isinstance(self.compare, str) else tuple(self.compare)
+        return tuple(_several(self.compare))
+
+
+def _several(value: Any) -> list[Any]:
+    """A list of what was given: one or several."""
+    single = not isinstance(value, Iterable) or isinstance(value, str)
+    return [value] if single or getattr(value, "ndim", None) == 0 else list(value)

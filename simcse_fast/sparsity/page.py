@@ -6,7 +6,7 @@ import io
 from base64 import b64encode
 from collections import defaultdict
 from html import escape
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from simcse_fast.sparsity.plots import plot_curve, plot_scores
@@ -47,7 +47,7 @@ def page(result: Sparsified) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Sparsified encoder</title><style>{STYLE}</style></head>\n<body>"
-        f"<h1>What the encoder does without</h1>\n{chr(10).join(parts)}\n</body></html>\n"
+        f"<h1>SparseCSE: parameters removed</h1>\n{chr(10).join(parts)}\n</body></html>\n"
     )
 
 
@@ -55,8 +55,8 @@ def _finding(result: Sparsified) -> str:
     ours = {row["sparsity"]: row for row in result.curve if row["criterion"] == OURS}
     dense, sparse = ours[0.0], ours[result.sparsity]
     text = (
-        f"On the development pairs Spearman's correlation x 100 is {sparse['spearman']:.2f} after "
-        f"removal and was {dense['spearman']:.2f}"
+        f"On the pairs to choose by, Spearman's correlation x 100 is {sparse['spearman']:.2f} "
+        f"after removal and was {dense['spearman']:.2f}"
     )
     if "test_spearman" in sparse:
         before, after = dense["test_spearman"], sparse["test_spearman"]
@@ -94,7 +94,7 @@ def _cell(values: list[float]) -> str:
         return ""
     digits = 2 if abs(fmean(values)) > 10 else 4  # noqa: PLR2004 - correlations x 100, and losses
     shown = f"{fmean(values):.{digits}f}"
-    return shown if len(values) == 1 else f"{shown} ± {pstdev(values):.{digits}f}"
+    return shown if len(values) == 1 else f"{shown} ± {stdev(values):.{digits}f}"
 
 
 def _layers(selection: Selection) -> str:

@@ -87,7 +87,7 @@ def plot_scores(result: Sparsified) -> Figure:
         edges = np.linspace(0, highest, (BINS if many else BINS // 3) + 1)
         for number, (scores, kept) in enumerate(layers):
             ax = next(places)
-            both = [scores[kept].numpy(), scores[~kept].numpy()]
+            both = [scores[kept].float().numpy(), scores[~kept].float().numpy()]
             ax.hist(both, edges, stacked=True, color=[COLOURS[OURS], GONE], log=many)
             ax.set_title(f"{kind}, {number}", fontsize=8, loc="left")
             ax.tick_params(labelsize=7)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from simcse_fast.sparsity.layouts import units_of
+from simcse_fast.sparsity.selection import MULTIPLE
 
 if TYPE_CHECKING:
     from simcse_fast.sparsity.layouts import Layout, Units
@@ -24,7 +25,7 @@ def remove(transformer: Any, selection: Selection, layout: Layout | None = None)
     """Take them out of the model itself."""
     units = units_of(transformer, layout)
     _zero_heads(units, selection)
-    width = max(selection.widths)
+    width = width_of(selection)
     for place, layer in enumerate(units.layers):
         kept = selection.neurons[place].nonzero()[:, 0].to(layer.down.weight.device)
         *ups, down = layer.homes
@@ -32,6 +33,12 @@ def remove(transformer: Any, selection: Selection, layout: Layout | None = None)
             setattr(*home, _rows(up, kept, width))
         setattr(*down, _columns(layer.down, kept, width))
     setattr(transformer.config, units.width, width)
+
+
+def width_of(selection: Selection) -> int:
+    """Of the matrices: the widest layer's, to a multiple of 8, but not more than there was."""
+    widest = max(MULTIPLE, *selection.widths)
+    return min(-(-widest // MULTIPLE) * MULTIPLE, selection.neurons.shape[1])
 
 
 def _zero_heads(units: Units, selection: Selection) -> None:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from simcse_fast.files import written_whole
+from simcse_fast.sparsity.ablation import check_predictions
 from simcse_fast.sparsity.embedder import Embedder
+from simcse_fast.sparsity.removal import width_of
 from simcse_fast.sparsity.selection import Selection
+from simcse_fast.sparsity.structured import Structured
+from simcse_fast.training import train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +28,8 @@ if TYPE_CHECKING:
 
     from simcse_fast.sparsity.sweep import Measure, Method
     from simcse_fast.training import TrainingResult
+
+LEARNING_RATE = 3e-5  # of retraining
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Sparsified:
         curve: a row for each sparsity and criterion: Spearman x 100, alignment and uniformity on
             the development pairs, and Spearman on the test pairs.
         method: how parameters were scored and removed.
+        measures: what models were judged by.
         retraining: how the model was trained afterwards.
         retrained_scores: what it came to, as a row of the curve.
     """
@@ -42,17 +55,14 @@ class Sparsified:
     selection: Any
     curve: list[dict[str, Any]]
     method: Method
+    measures: dict[str, Measure]
     retraining: TrainingResult | None = None
     retrained_scores: dict[str, float] | None = None
 
     @property
     def removed(self) -> dict[str, float]:
         """Share of each kind of unit, or of the weights, that is gone."""
-        if isinstance(self.selection, Selection):
-            kinds = getattr(self.method, "kinds", ())
-            return {kind: share for kind, share in self.selection.removed.items() if kind in kinds}
-        kept = sum(int(mask.sum()) for mask in self.selection)
-        return {"weights": 1 - kept / sum(mask.numel() for mask in self.selection)}
+        return self.method.removed(self.selection)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -60,17 +70,18 @@ class Sparsified:
         if not isinstance(self.selection, Selection):
             return ("Weights that are gone are zeros; matrices keep their shapes.",)
         notes = []
-        widths, before = self.selection.widths, self.selection.neurons.shape[1]
-        if (gone := before - max(widths)) > 0:
-            notes.append(f"All feed-forward layers are {gone:,} neurons narrower, {max(widths):,}.")
-        if zeros := sum(max(widths) - width for width in widths):
+        width, before = width_of(self.selection), self.selection.neurons.shape[1]
+        if width < before:
+            notes.append(f"All feed-forward layers have {width:,} neurons instead of {before:,}.")
+        if zeros := sum(width - kept for kept in self.selection.widths):
             notes.append(
-                f"{zeros:,} neurons are zeros, as all layers of such a model have one width; "
+                f"{zeros:,} of these are zeros, as all layers of such a model have one width; "
                 'allocation="layer" avoids them.'
             )
-        if gone := sum(self.selection.heads.shape[1] - n for n in self.selection.head_counts):
+        if gone := int((~self.selection.heads).sum()):
             notes.append(
-                f"{gone} heads are zeros where they were, as such a model's heads divide its width."
+                f"{gone} of {self.selection.heads.numel()} heads are zeros and stay in place: the "
+                "width of such a model is that of all its heads."
             )
         return tuple(notes)
 
@@ -80,26 +91,69 @@ class Sparsified:
         self.method.apply(Embedder(smaller).transformer, self.selection)
         return smaller
 
-    def retrained(self, training: TrainingResult, measures: dict[str, Measure]) -> Sparsified:
-        """The same after training."""
+    def retrain(self, **arguments: Any) -> Sparsified:
+        """Train the smaller model; what is gone stays away.
+
+        Args:
+            arguments: of `simcse_fast.train`; the learning rate is 3e-5 by default.
+
+        Returns:
+            The same with the trained model, and what it scores.
+        """
+        training = train(self.model, **{"learning_rate": LEARNING_RATE, **arguments})
         found: dict[str, float] = {}
-        if measures:
+        if self.measures:
             embedder = Embedder(training.model)
             with embedder.frozen():
-                found = measures["development"](embedder)
-                if "test" in measures:
-                    found["test_spearman"] = measures["test"](embedder)["spearman"]
+                found = self.measures["development"](embedder)
+                if "test" in self.measures:
+                    found["test_spearman"] = self.measures["test"](embedder)["spearman"]
         return replace(
             self, model=training.model, retraining=training, retrained_scores=found or None
         )
 
+    def check(self, units: int = 100, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+        """Remove some units of the model that was scored, each by itself, and see.
+
+        Args:
+            units: how many; half of them heads, as far as there are.
+            seed: of the draw.
+            progress: show a bar on a terminal.
+
+        Returns:
+            "alignment" and "uniformity": Spearman's correlation of the prediction -dL/dxi, not
+            normalised, with L(xi = 0) - L(xi = 1); "units": how many of each kind.
+
+        Raises:
+            TypeError: single weights were removed, not units.
+        """
+        if not isinstance(self.method, Structured):
+            raise TypeError("check: is for heads and neurons; single weights were removed.")
+        return check_predictions(self.method, units, seed, progress=progress)
+
     def save(self, folder: str | Path) -> None:
-        """Save the model as its own library does; that library alone loads it again."""
-        if isinstance(self.model, tuple):
-            for part in self.model:
-                part.save_pretrained(folder)
-        else:
-            self.model.save(str(folder), create_model_card=False)
+        """Save the model as its own library does; that library alone loads it again.
+
+        Raises:
+            OSError: it cannot be written; what was in the folder is still there.
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise OSError(errno.ENOTDIR, "no folder", str(folder))
+        with TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as unfinished:
+            try:
+                if isinstance(self.model, tuple):
+                    for part in self.model:
+                        part.save_pretrained(unfinished)
+                else:
+                    self.model.save(unfinished, create_model_card=False)
+            except SafetensorError as error:
+                raise OSError(errno.EIO, str(error), str(folder)) from error
+            if folder.exists():
+                shutil.rmtree(folder)
+            Path(unfinished).rename(folder)
+            Path(unfinished).mkdir()  # for what removes it
 
     def summary(self) -> dict[str, Any]:
         """Everything but tensors, for JSON."""
@@ -107,12 +161,12 @@ class Sparsified:
             "sparsity": self.sparsity,
             "removed": self.removed,
             "notes": list(self.notes),
-            "curve": self.curve,
+            "curve": [_plain(row) for row in self.curve],
         }
         if isinstance(self.selection, Selection):
             found |= {"widths": self.selection.widths, "heads": self.selection.head_counts}
         if self.retrained_scores is not None:
-            found["retrained"] = self.retrained_scores
+            found["retrained"] = _plain(self.retrained_scores)
         return found
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -148,3 +202,9 @@ class Sparsified:
         with written_whole(folder / "report.html") as unfinished:
             unfinished.write_text(page(self), encoding="utf-8")
         return folder / "report.html"
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Without numbers that JSON lacks."""
+    lacks = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
+    return {name: None if name in lacks else value for name, value in row.items()}

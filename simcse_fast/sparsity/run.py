@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 
 from simcse_fast.errors import InputError
@@ -17,6 +19,7 @@ from simcse_fast.sparsity.calibration import (
     sentences_of,
 )
 from simcse_fast.sparsity.embedder import Embedder
+from simcse_fast.sparsity.layouts import check_same_shape, units_of
 from simcse_fast.sparsity.options import MEASURED, WEIGHTS, Options
 from simcse_fast.sparsity.result import Sparsified
 from simcse_fast.sparsity.structured import Structured
@@ -24,6 +27,7 @@ from simcse_fast.sparsity.sweep import Measure, best, sweep
 from simcse_fast.sparsity.unstructured import Unstructured
 from simcse_fast.training import train
 from simcse_fast.training.options import Options as TrainingOptions
+from simcse_fast.training.texts import ENDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,8 +35,6 @@ if TYPE_CHECKING:
     from simcse_fast.sparsity.calibration import Scored
     from simcse_fast.sparsity.layouts import Layout
     from simcse_fast.sparsity.sweep import Method
-
-LEARNING_RATE = 3e-5  # of retraining
 
 
 def sparsify(
@@ -67,9 +69,9 @@ def sparsify(
         model: a SentenceTransformer that begins with a transformer, or a pair (transformers model,
             tokenizer). It is not changed.
         pairs: what units are scored on. Sentence pairs with scores 0 to 5: a path to .tsv,
-            .parquet or .jsonl, a `datasets.Dataset`, a mapping of columns or a list of tuples; or a
-            list of positive pairs (str, str). Alignment is over the positives, uniformity over all
-            distinct sentences.
+            .parquet or .jsonl, a `datasets.Dataset`, a mapping of columns or tuples; or the same
+            without scores, of positive pairs alone. Alignment is over the positives, uniformity
+            over all distinct sentences.
         sparsity: share of the units to remove, in [0, 1), of heads and of neurons each; or several,
             of which the one that does best on `development` is taken.
         units: "heads", "neurons" or both; or "weights", single ones of all matrices of the layers,
@@ -78,7 +80,7 @@ def sparsify(
         retrain: arguments of `simcse_fast.train` (data and `output` at least), with which the
             smaller model is trained; its learning rate is 3e-5 by default.
         rewind: a model of the same shape that the parameters are removed from instead, usually the
-            one before contrastive training, to be retrained.
+            one before contrastive training, to be trained again.
         development: pairs with scores, as `pairs`, on which models are compared; `pairs` themselves
             where these have scores.
         test: the same, reported for our models alone; nothing is chosen by it.
@@ -111,33 +113,37 @@ def sparsify(
     options = Options(
         *(sparsity, units, balance, allocation, aggregate, compare, seeds, positive_above, retrain)
     )
-    _check_retraining(model, rewind, retrain)
+    changed = model if rewind is None else rewind
+    check_retraining(changed, retrain)
     embedder = Embedder(model, pooling)
     method = _method(embedder, layout, options)
-    data, own = calibration_of(pairs, positive_above)
-    measures = _measures(own, development, test, positive_above)
-    if "development" not in measures and len(options.sparsities) > 1:
-        raise InputError("development: needed to choose between several sparsities, got none")
-    scores = method.scores(data, balance, progress=progress)
+    if rewind is not None:
+        scored = units_of(embedder.transformer, layout)
+        check_same_shape(Embedder(rewind).transformer, scored, layout, "rewind")
     rows = []
-    if measures:
-        rows = sweep(
-            method,
-            scores,
-            sorted({0.0, *options.sparsities}),
-            measures,
-            compare=options.comparisons,
-            seeds=seeds,
-            progress=progress,
-        )
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        data, own = calibration_of(pairs, positive_above)
+        measures = _measures(own, development, test, positive_above)
+        if not measures and len(options.sparsities) > 1:
+            raise InputError("development: needed to choose between several sparsities, got none")
+        scores = method.scores(data, balance, progress=progress)
+        if measures:
+            rows = sweep(
+                method,
+                scores,
+                sorted({0.0, *options.sparsities}),
+                measures,
+                compare=options.comparisons,
+                seeds=seeds,
+                progress=progress,
+            )
     asked = [row for row in rows if row["sparsity"] in options.sparsities]
     chosen = best(asked) if len(options.sparsities) > 1 else options.sparsities[0]
     selection = method.select(scores, chosen)
-    smaller = _applied(method, model if rewind is None else rewind, selection)
-    found = Sparsified(smaller, chosen, scores, selection, rows, method)
-    if retrain is None:
-        return found
-    return found.retrained(train(smaller, **{"learning_rate": LEARNING_RATE, **retrain}), measures)
+    smaller = copy.deepcopy(changed)
+    method.apply(Embedder(smaller).transformer, selection)
+    found = Sparsified(smaller, chosen, scores, selection, rows, method, measures)
+    return found if retrain is None else found.retrain(**retrain)
 
 
 def _method(embedder: Embedder, layout: Layout | None, options: Options) -> Method:
@@ -146,30 +152,39 @@ def _method(embedder: Embedder, layout: Layout | None, options: Options) -> Meth
     return Structured(embedder, layout, options.kinds, options.allocation, options.aggregate)
 
 
-def _check_retraining(model: Any, rewind: Any, retrain: Mapping[str, Any] | None) -> None:
-    """Everything that can be told before units are scored, which takes minutes."""
-    if retrain is None:
-        if rewind is not None:
-            raise InputError("rewind: needs retrain, the arguments to train it with")
+def check_retraining(model: Any, arguments: Mapping[str, Any] | None) -> None:
+    """Everything that can be told before units are scored, which takes minutes.
+
+    Raises:
+        ValueError, TypeError: `train` would refuse its arguments, or the model.
+    """
+    if arguments is None:
         return
-    trained = model if rewind is None else rewind
-    if not isinstance(trained, SentenceTransformer):
+    if not isinstance(model, SentenceTransformer):
         raise TypeError(
-            f"retrain: expected a SentenceTransformer to train, got {type(trained).__name__}"
+            f"retrain: expected a SentenceTransformer to train, got {type(model).__name__}"
         )
     try:
-        bound = inspect.signature(train).bind(trained, **retrain)
+        bound = inspect.signature(train).bind(model, **arguments)
     except TypeError as error:
         raise InputError(f"retrain: {error}") from None
     bound.apply_defaults()
     given = bound.arguments
-    if (given["unsupervised"] is None) == (given["triplets"] is None):
+    sources = [given[name] for name in ("unsupervised", "triplets") if given[name] is not None]
+    if len(sources) != 1:
         raise InputError("retrain: expected either unsupervised or triplets, the data to train on")
+    named = isinstance(sources[0], str | Path) and Path(sources[0]).suffix in ENDINGS
+    if named and not Path(sources[0]).is_file():
+        raise InputError(f"retrain: there is no file {sources[0]}")
     try:
         training = {field.name: given[field.name] for field in fields(TrainingOptions)}
         TrainingOptions(**training)
+        Path(given["output"]).mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError) as error:
         raise type(error)(f"retrain: {error}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"retrain: output {given['output']}: {reason}") from error
 
 
 def _measures(
@@ -186,10 +201,3 @@ def _measures(
     if test is not None:
         measures["test"] = Measure(scored_pairs(test, "test"), None)
     return measures
-
-
-def _applied(method: Method, model: Any, selection: Any) -> Any:
-    """A copy of the model without what the selection drops."""
-    smaller = copy.deepcopy(model)
-    method.apply(Embedder(smaller).transformer, selection)
-    return smaller

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from simcse_fast.sparsity.layouts import Units
 
-MULTIPLE = 8  # to which the numbers of neurons that stay are rounded
+MULTIPLE = 8  # of which the width of matrices is one
 KINDS = ("heads", "neurons")
 
 
@@ -46,8 +47,8 @@ def select(
 ) -> Selection:
     """Drop the lowest share of each kind: of all layers together, or ("layer") of each layer.
 
-    Heads and neurons are ordered apart, as one head weighs as much as many neurons. The neurons
-    that stay in a layer are a multiple of 8.
+    Heads and neurons are ordered apart, as one head weighs as much as many neurons. Where layers
+    are treated alike, so that their matrices shrink, a multiple of 8 neurons stays in each.
     """
     layers = len(units.layers)
     keep = {
@@ -56,7 +57,7 @@ def select(
     }
     for kind, score in scores.items():
         counts = _kept(score, sparsity, allocation)
-        if kind == "neurons":
+        if kind == "neurons" and allocation == "layer":
             counts = [_rounded(count, units.neurons) for count in counts]
         for layer, count in enumerate(counts):
             lowest = score[layer].argsort(stable=True)[: score.shape[1] - count]
@@ -74,7 +75,8 @@ def _kept(score: Tensor, sparsity: float, allocation: str) -> list[int]:
 
 
 def _rounded(count: int, most: int) -> int:
-    return min(most, MULTIPLE * round(count / MULTIPLE))
+    """To the nearest multiple that is not none."""
+    return min(most, max(MULTIPLE, MULTIPLE * math.floor(count / MULTIPLE + 0.5)))
 
 
 def random_scores(units: Units, seed: int) -> dict[str, Tensor]:

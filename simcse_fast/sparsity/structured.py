@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from simcse_fast.sparsity.layouts import units_of
+from simcse_fast.sparsity.layouts import check_same_shape, units_of
 from simcse_fast.sparsity.masks import masked
 from simcse_fast.sparsity.removal import remove
 from simcse_fast.sparsity.scores import score
@@ -47,8 +47,9 @@ class Structured:
 
     def scores(self, data: Calibration, balance: float, *, progress: bool) -> dict[str, Tensor]:
         """Of each kind, (layers, units)."""
-        found = score(self.embedder, self.units, data, progress=progress)
-        return {kind: found.combined(kind, balance, self.aggregate) for kind in self.kinds}
+        self.gradients = score(self.embedder, self.units, data, progress=progress)
+        self.data = data
+        return {kind: self.gradients.combined(kind, balance, self.aggregate) for kind in self.kinds}
 
     def magnitudes(self) -> dict[str, Tensor]:
         """Scores by the size of weights."""
@@ -63,6 +64,10 @@ class Structured:
         some = {kind: scores[kind] for kind in self.kinds}
         return select(some, sparsity, self.units, self.allocation)
 
+    def removed(self, selection: Selection) -> dict[str, float]:
+        """Share of each kind that goes."""
+        return {kind: share for kind, share in selection.removed.items() if kind in self.kinds}
+
     @contextmanager
     def without(self, selection: Selection) -> Iterator[None]:
         """The model without what the selection drops."""
@@ -76,4 +81,5 @@ class Structured:
 
     def apply(self, transformer: Any, selection: Selection) -> None:
         """Take it out of a model of the same shape."""
+        check_same_shape(transformer, self.units, self.layout, "model")
         remove(transformer, selection, self.layout)

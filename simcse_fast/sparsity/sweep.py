@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from math import isnan
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional as F
 
+from simcse_fast.errors import InputError
 from simcse_fast.progress import bar
 from simcse_fast.sparsity.scores import losses_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from simcse_fast.sparsity.calibration import Calibration, Scored
@@ -36,6 +39,9 @@ class Method(Protocol):
 
     def select(self, scores: Any, sparsity: float) -> Any:
         """What stays."""
+
+    def removed(self, selection: Any) -> dict[str, float]:
+        """Share of each kind of unit, or of the weights, that is gone."""
 
     def without(self, selection: Any) -> AbstractContextManager[None]:
         """The model without what the selection drops."""
@@ -83,35 +89,36 @@ def sweep(
     progress: bool,
 ) -> list[dict[str, Any]]:
     """A row for each sparsity and criterion; random has one for each seed. Test: ours alone."""
-    criteria: list[tuple[str, int | None]] = [(OURS, None)]
-    criteria += [(MAGNITUDE, None)] * (MAGNITUDE in compare)
-    criteria += [(RANDOM, seed) for seed in range(seeds)] * (RANDOM in compare)
-    cases = [
-        (sparsity, name, seed)
-        for sparsity in sparsities
-        for name, seed in criteria
-        if sparsity or name == OURS  # nothing removed is the same for all
-    ]
+    criteria: list[tuple[str, int | None, Callable[[], Any]]] = [(OURS, None, lambda: scores)]
+    if MAGNITUDE in compare:
+        criteria.append((MAGNITUDE, None, method.magnitudes))
+    if RANDOM in compare:
+        criteria += [(RANDOM, seed, partial(method.random, seed)) for seed in range(seeds)]
+    removing = [sparsity for sparsity in sparsities if sparsity]
+    models = len(sparsities) + len(removing) * (len(criteria) - 1)
     rows = []
-    with bar(len(cases), " models", "comparing", show=progress) as shown:
-        for sparsity, name, seed in cases:
-            if seed is not None:
-                given = method.random(seed)
-            else:
-                given = scores if name == OURS else method.magnitudes()
-            row: dict[str, Any] = {"sparsity": sparsity, "criterion": name, "seed": seed}
-            with method.without(method.select(given, sparsity)):
-                row |= measures["development"](method.embedder)
-                if "test" in measures and name == OURS:
-                    row["test_spearman"] = measures["test"](method.embedder)["spearman"]
-            rows.append(row)
-            if shown is not None:
-                shown.update(1)
+    with bar(models, " models", "comparing", show=progress) as shown:
+        for name, seed, scored in criteria:
+            given = scored()
+            # Where nothing is removed, all are the same.
+            for sparsity in sparsities if name == OURS else removing:
+                selection = method.select(given, sparsity)
+                row: dict[str, Any] = {"sparsity": sparsity, "criterion": name, "seed": seed}
+                row |= {f"removed_{kind}": x for kind, x in method.removed(selection).items()}
+                with method.without(selection):
+                    row |= measures["development"](method.embedder)
+                    if "test" in measures and name == OURS:
+                        row["test_spearman"] = measures["test"](method.embedder)["spearman"]
+                rows.append(row)
+                if shown is not None:
+                    shown.update(1)
     return rows
 
 
 def best(rows: Sequence[dict[str, Any]]) -> float:
     """The sparsity of ours that did best on the development pairs; of equals the highest."""
-    ours = [row for row in rows if row["criterion"] == OURS]
+    ours = [row for row in rows if row["criterion"] == OURS and not isnan(row["spearman"])]
+    if not ours:
+        raise InputError("model: all its cosines are the same at each sparsity; there is no best")
     top: float = max(ours, key=lambda row: (row["spearman"], row["sparsity"]))["sparsity"]
     return top

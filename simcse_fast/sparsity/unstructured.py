@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simcse_fast.progress import bar
 from simcse_fast.sparsity.embedder import batches
-from simcse_fast.sparsity.layouts import units_of
+from simcse_fast.sparsity.layouts import check_same_shape, units_of
 from simcse_fast.sparsity.scores import LOSSES, TINY, of_embeddings
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ class Unstructured:
     def scores(self, data: Calibration, balance: float, *, progress: bool) -> Each:
         """Of each matrix: |theta dL / dtheta| of both losses, each of unit length, balanced."""
         gradients = self._gradients(data, progress=progress)
-        found = [torch.zeros_like(weight, requires_grad=False) for weight in self.matrices]
+        found = [torch.zeros(weight.shape) for weight in self.matrices]
         for loss, share in zip(LOSSES, (balance, 1 - balance), strict=True):
             for total, weight, gradient in zip(found, self.matrices, gradients[loss], strict=True):
-                each = (weight.detach() * gradient).abs_()
+                each = (weight.detach().float().cpu() * gradient).abs_()
                 total.add_(each, alpha=share / (float(each.norm()) + TINY))
         return found
 
     def _gradients(self, data: Calibration, *, progress: bool) -> dict[str, Each]:
         """DL / dtheta over the whole set, by cached gradients."""
-        sums = {loss: [torch.zeros_like(weight) for weight in self.matrices] for loss in LOSSES}
+        sums = {loss: [torch.zeros(weight.shape) for weight in self.matrices] for loss in LOSSES}
         with self.embedder.frozen():
             _, upstream = of_embeddings(self.embedder.all(data.texts), data)
             for weight in self.matrices:
@@ -62,14 +62,15 @@ class Unstructured:
                             embeddings, self.matrices, back, retain_graph=not last
                         )
                         for total, gradient in zip(sums[loss], found, strict=True):
-                            total.add_(gradient)
+                            total.add_(gradient.float().cpu())
                     if shown is not None:
                         shown.update(len(rows))
         return sums
 
     def magnitudes(self) -> Each:
         """Scores by the size of weights, of unit length in each matrix."""
-        return [w.detach().abs() / (w.detach().norm() + TINY) for w in self.matrices]
+        sizes = [weight.detach().float().abs().cpu() for weight in self.matrices]
+        return [size / (size.norm() + TINY) for size in sizes]
 
     def random(self, seed: int) -> Each:
         """Scores by chance."""
@@ -78,11 +79,16 @@ class Unstructured:
 
     def select(self, scores: Each, sparsity: float) -> Each:
         """Masks of what stays: all but the lowest share of all matrices together."""
-        flat = torch.cat([score.flatten().cpu() for score in scores])
+        flat = torch.cat([score.flatten() for score in scores])
         kept = torch.ones_like(flat, dtype=torch.bool)
         kept[flat.argsort(stable=True)[: round(sparsity * len(flat))]] = False
         parts = torch.split(kept, [score.numel() for score in scores])
         return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+    def removed(self, selection: Each) -> dict[str, float]:
+        """Share of the weights that goes."""
+        kept = sum(int(mask.sum()) for mask in selection)
+        return {"weights": 1 - kept / sum(mask.numel() for mask in selection)}
 
     @contextmanager
     def without(self, selection: Each) -> Iterator[None]:
@@ -101,13 +107,15 @@ class Unstructured:
 
     def apply(self, transformer: Any, selection: Each) -> None:
         """Zero it in a model of the same shape; without a gradient it stays there in training."""
+        check_same_shape(
+            transformer, units_of(self.embedder.transformer, self.layout), self.layout, "model"
+        )
         for weight, mask in zip(matrices(transformer, self.layout), selection, strict=True):
-            here = mask.to(weight.device)
             with torch.no_grad():
-                weight.mul_(here)
+                weight.mul_(mask.to(weight.device))
             if weight.requires_grad:
                 hook: Any = weight.register_hook
-                hook(lambda gradient, here=here: gradient * here)
+                hook(lambda gradient, mask=mask: gradient * mask.to(gradient.device))
 
 
 def matrices(transformer: Any, layout: Layout | None) -> list[Tensor]:

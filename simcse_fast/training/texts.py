@@ -38,8 +38,10 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 WIDTHS = {"unsupervised": (1,), "triplets": (2, 3), "evaluate": (3,)}
-for _like_evaluate in ("pairs", "development", "test"):  # of `sparsify`
+for _like_evaluate in ("development", "test"):  # of `sparsify`
     NAMES[_like_evaluate], WIDTHS[_like_evaluate] = NAMES["evaluate"], WIDTHS["evaluate"]
+_POSITIVE = (("sentence1", "sentence2"), ("anchor", "positive"), ("query", "positive"))
+NAMES["pairs"], WIDTHS["pairs"] = (*NAMES["evaluate"], *_POSITIVE), (2, 3)
 
 
 def read_columns(source: object, argument: str) -> list[Sentences]:
@@ -74,13 +76,25 @@ def read_scored_pairs(
     source: object, argument: str = "evaluate"
 ) -> tuple[list[str], list[str], list[float]]:
     """Sentence pairs and their scores, of an argument that takes what `evaluate` takes."""
+    first, second, scores = read_pairs(source, argument)
+    return first, second, scores or []
+
+
+def read_pairs(source: object, argument: str) -> tuple[list[str], list[str], list[float] | None]:
+    """Sentence pairs, and their scores where the argument may do without and they have none."""
     table = read_table(source, argument)
     if isinstance(table, Sentences):
         raise InputError(
             f"{argument}: {label(source)} holds sentences; expected sentence1, sentence2, score"
         )
-    first, second, score = choose(table, argument)
+    if not len(table):
+        raise InputError(f"{argument}: {label(source)} is empty; expected pairs of sentences")
+    first, second, *scored = choose(table, argument)
     columns = [strings_of(table[name], f"{argument}: column {name}") for name in (first, second)]
+    texts = [[text.strip() for text in column.texts()] for column in columns]
+    if not scored:
+        return texts[0], texts[1], None
+    (score,) = scored
     try:
         scores = table[score].cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid as error:
@@ -89,7 +103,6 @@ def read_scored_pairs(
         raise InputError(
             f"{argument}: column {score} must hold two or more finite scores that are not all equal"
         )
-    texts = [[text.strip() for text in column.texts()] for column in columns]
     return texts[0], texts[1], scores.tolist()
 
 
