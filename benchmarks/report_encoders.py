@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, stdev
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +142,7 @@ def _sweep(part: dict[str, Any], picture: Path) -> list[str]:
             f"{ours['uniformity']:.3f}",
             f"{ours['test_spearman']:.2f}",
             f"{others[0]:.2f}" if others else "",
-            f"{fmean(chance):.2f} ± {pstdev(chance):.2f}" if chance else "",
+            f"{fmean(chance):.2f} ± {stdev(chance):.2f}" if chance else "",
         ]
         lines.append(f"| {100 * sparsity:g} % | {' | '.join(cells)} |")
     dense, best = part["dense"], part["chosen"]

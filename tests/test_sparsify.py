@@ -186,10 +186,26 @@ def test_command(model, tmp_path, capsys):
     assert output.err == ""
     assert {row["criterion"] for row in told["curve"]} == {"SparseCSE", "magnitude", "random"}
     assert SentenceTransformer(told["model"], device="cpu").encode(["c1"]).shape == (1, 16)
-    assert cli.main([*map(str, arguments), "--test", str(scored)]) == 0
+    assert cli.main([*map(str, arguments), "--test", str(scored), "--check", "6"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^ +50%  random 0 +-?\d", shown, re.MULTILINE)
     assert re.search(r"^Removed \d+\.\d % of the neurons$", shown, re.MULTILINE)
+    assert re.search(r"^Check .* correlate by -?\d\.\d\d \(alignment\)", shown, re.MULTILINE)
+
+
+def test_what_was_found_is_saved_before_training(model, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simcse_fast.sparsity.result.train", interrupted)
+    model.save(str(tmp_path / "model"), create_model_card=False)
+    scored = write_lines(tmp_path / "scored.tsv", pairs(40))
+    data = write_lines(tmp_path / "triplets.tsv", triplets(20))
+    arguments = ["sparsify", tmp_path / "model", "--pairs", scored, "--output", tmp_path / "out"]
+    arguments += ["--sparsity", "0.5", "--seeds", "1", "--triplets", data]
+    assert cli.main([*map(str, arguments)]) == 130
+    assert SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu").encode(["c1"]).any()
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_command_refuses_in_one_sentence(tmp_path, capsys):
@@ -197,6 +213,20 @@ def test_command_refuses_in_one_sentence(tmp_path, capsys):
     arguments = ["sparsify", str(tmp_path), "--output", str(tmp_path / "out"), "--pairs"]
     assert cli.main([*arguments, str(scored), "--sparsity", "0.5"]) == 2
     assert re.fullmatch(r"simcse-fast: model: .* cannot be loaded .*\n", capsys.readouterr().err)
+    options = ["--sparsity", "0.5", "--epochs", "2"]
+    assert cli.main([*arguments, str(scored), *options]) == 2
+    message = "simcse-fast: --epochs: belongs to --unsupervised or --triplets\n"
+    assert capsys.readouterr().err == message
+
+
+def test_command_refuses_a_folder_that_cannot_be_written(model, tmp_path, capsys):
+    model.save(str(tmp_path / "model"), create_model_card=False)
+    scored = write_lines(tmp_path / "scored.tsv", pairs(40))
+    capsys.readouterr()
+    arguments = ["sparsify", tmp_path / "model", "--pairs", scored, "--sparsity", "0.5"]
+    assert cli.main([*map(str, arguments), "--output", "/proc/x"]) == 2
+    message = r"simcse-fast: --output /proc/x: /proc/x cannot be written \(.*\)\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
 
 
 NONE_POSITIVE = [(a, b, score / 5) for a, b, score in pairs(20)]

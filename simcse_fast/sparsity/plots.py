@@ -65,7 +65,8 @@ def _line(ax: Axes, rows: Sequence[dict[str, Any]], name: str) -> None:
         return
     places = sorted({row["sparsity"] for row in rows})
     values = [[row[name] for row in rows if row["sparsity"] == place] for place in places]
-    mean, spread = np.array([[np.mean(v), np.std(v)] for v in values]).T
+    mean = np.array([np.mean(v) for v in values])
+    spread = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values])
     criterion = rows[0]["criterion"]
     colour = COLOURS[criterion]
     ax.plot(places, mean, "o-", markersize=3.5, color=colour, label=criterion)
