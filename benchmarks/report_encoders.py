@@ -112,7 +112,7 @@ def _ablation(part: dict[str, Any]) -> list[str]:
         (
             f"Spearman's correlation of the prediction -dL/dxi with what removing the unit alone "
             f"does to the loss, over {heads} heads (all) and {neurons} neurons drawn at random, on "
-            f"{part['sentences']:,} sentences of STS-B's development part."
+            f"{part['sentences']:,} sentences of 500 pairs drawn from STS-B's development part."
         ),
         "",
         "| | all units | heads | neurons | all, sizes only |",
