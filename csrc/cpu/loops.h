@@ -13,16 +13,6 @@
 
 #include "attention_loops.h"
 
-const Loops kLoops = {normalize,
-                      normalize_backward,
-                      product_scratch,
-                      multiply,
-                      rows,
-                      small_scratch,
-                      small,
-                      columns,
-                      columns_end,
-                      square,
-                      potentials,
-                      attention,
-                      attention_backward};
+const Loops kLoops = {
+    normalize, normalize_backward, product_scratch, multiply,   rows,      small_scratch,     small,
+    columns,   columns_end,        square,          potentials, attention, attention_backward};
