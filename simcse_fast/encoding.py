@@ -171,7 +171,13 @@ def _rows(embeddings: Any, texts: list[str]) -> Floats:
             f"model: expected embeddings of shape ({len(texts)}, D) for {len(texts)} sentences, "
             f"got {found.shape}."
         )
-    finite = np.isfinite(found).all(axis=1)
+    check_finite(found, texts)
+    return found
+
+
+def check_finite(embeddings: Floats, texts: Sequence[str]) -> None:
+    """Refuse embeddings (N, D) that hold NaN or infinity, and name the first sentence."""
+    finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
         text = texts[int(np.argmin(finite))]
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
@@ -179,4 +185,3 @@ def _rows(embeddings: Any, texts: list[str]) -> Floats:
             f"model: {np.count_nonzero(~finite)} of {len(texts)} embeddings hold NaN or infinity; "
             f"first that of {shown!r}."
         )
-    return found

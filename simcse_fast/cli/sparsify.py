@@ -70,6 +70,13 @@ def add_sparsify(commands: Any) -> Parser:
         "--check", type=whole(2), metavar="N", help="remove N units one by one, compare with scores"
     )
     added.add_argument("--device", metavar="NAME", help="cpu; by default the best there is")
+    add_retraining(added)
+    added.set_defaults(run=sparsify_command)
+    return added
+
+
+def add_retraining(added: Parser) -> None:
+    """What the smaller model is trained on."""
     retrain = added.add_argument_group("retraining")
     data = retrain.add_mutually_exclusive_group()
     data.add_argument("--unsupervised", metavar="FILE", help="sentences, as of simcse-fast train")
@@ -78,8 +85,6 @@ def add_sparsify(commands: Any) -> Parser:
     retrain.add_argument("--epochs", type=number, metavar="X")
     retrain.add_argument("--batch-size", type=whole(2), metavar="N")
     retrain.add_argument("--learning-rate", type=number, metavar="X", help="3e-5")
-    added.set_defaults(run=sparsify_command)
-    return added
 
 
 def sparsify_command(options: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from simcse_fast.errors import InputError
 from simcse_fast.training.texts import read_pairs, read_scored_pairs
 
-POSITIVE_ABOVE = 4.0  # of scores 0 to 5, as SimCSE takes its pairs for alignment
 PAIR = 2  # sentences
 
 

@@ -11,6 +11,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
 from simcse_fast.attribution.short_attention import ShortAttention
+from simcse_fast.encoding import check_finite
 from simcse_fast.errors import InputError
 from simcse_fast.pair_encoder import PairEncoder
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 BATCH = 64  # sentences at once
-SHOWN = 80  # letters of a sentence in a message
 
 
 class Embedder:
@@ -63,17 +63,12 @@ class Embedder:
 
     def all(self, texts: Sequence[str]) -> Tensor:
         """(N, D) on the CPU, without graphs; texts in any order."""
+        groups = batches(texts)
         with torch.no_grad():
-            found = [self([texts[row] for row in rows]).cpu() for rows in batches(texts)]
-        order = torch.tensor([row for rows in batches(texts) for row in rows])
-        embeddings = torch.cat(found)[order.argsort()]
-        finite = embeddings.isfinite().all(1)
-        if not finite.all():
-            text = texts[int((~finite).nonzero()[0])]
-            raise InputError(
-                f"model: {int((~finite).sum())} of {len(texts)} embeddings hold NaN or infinity; "
-                f"first that of {text[:SHOWN]!r}"
-            )
+            found = torch.cat([self([texts[row] for row in rows]).cpu() for rows in groups])
+        order = torch.tensor([row for rows in groups for row in rows])
+        embeddings = found[order.argsort()]
+        check_finite(embeddings.numpy(), texts)
         return embeddings
 
     @contextmanager

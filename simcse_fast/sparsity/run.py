@@ -12,12 +12,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from simcse_fast.errors import InputError
-from simcse_fast.sparsity.calibration import (
-    POSITIVE_ABOVE,
-    calibration_of,
-    scored_pairs,
-    sentences_of,
-)
+from simcse_fast.evaluation.space import ALIKE
+from simcse_fast.sparsity.calibration import calibration_of, scored_pairs, sentences_of
 from simcse_fast.sparsity.embedder import Embedder
 from simcse_fast.sparsity.layouts import check_same_shape, units_of
 from simcse_fast.sparsity.options import MEASURED, WEIGHTS, Options
@@ -52,7 +48,7 @@ def sparsify(
     seeds: int = 5,
     allocation: str = "global",
     aggregate: str = "absolute",
-    positive_above: float = POSITIVE_ABOVE,
+    positive_above: float = ALIKE,
     pooling: str | None = None,
     layout: Layout | None = None,
     progress: bool = True,

@@ -8,6 +8,7 @@ Factors have a row for each sentence, so that one backward pass gives the senten
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from simcse_fast.sparsity.embedder import Embedder, batches
 from simcse_fast.sparsity.masks import masked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
     from simcse_fast.sparsity.calibration import Calibration
     from simcse_fast.sparsity.layouts import Units
 
@@ -62,32 +66,25 @@ def score(embedder: Embedder, units: Units, data: Calibration, *, progress: bool
         for loss in LOSSES
         for how in ("total", "absolute")
     }
+    device = next(embedder.transformer.parameters()).device
+
+    @contextmanager
+    def factors(rows: int) -> Iterator[list[Tensor]]:
+        masks = {
+            kind: [torch.ones(rows, size, device=device, requires_grad=True) for _ in range(layers)]
+            for kind, size in sizes.items()
+        }
+        with masked(units, masks["heads"], masks["neurons"]):
+            yield [*masks["heads"], *masks["neurons"]]
+
     with embedder.frozen():
         losses, upstream = of_embeddings(embedder.all(data.texts), data)
-        with bar(len(data.texts), " sentences", "scoring", show=progress) as shown:
-            for rows in batches(data.texts):
-                masks = {
-                    kind: [
-                        torch.ones(len(rows), size, device=_device(embedder), requires_grad=True)
-                        for _ in range(layers)
-                    ]
-                    for kind, size in sizes.items()
-                }
-                with masked(units, masks["heads"], masks["neurons"]):
-                    embeddings = embedder([data.texts[row] for row in rows])
-                leaves = [*masks["heads"], *masks["neurons"]]
-                for loss in LOSSES:
-                    back = upstream[loss][rows].to(embeddings.device)
-                    found = torch.autograd.grad(
-                        embeddings, leaves, back, retain_graph=loss != LOSSES[-1]
-                    )
-                    for place, gradient in enumerate(found):
-                        kind, layer = list(sizes)[place // layers], place % layers
-                        wide = gradient.double()
-                        sums[kind, loss, "total"][layer] += wide.sum(0).cpu()
-                        sums[kind, loss, "absolute"][layer] += wide.abs().sum(0).cpu()
-                if shown is not None:
-                    shown.update(len(rows))
+        for loss, found in cached_gradients(embedder, data, upstream, factors, progress=progress):
+            for place, gradient in enumerate(found):
+                kind, layer = list(sizes)[place // layers], place % layers
+                wide = gradient.double()
+                sums[kind, loss, "total"][layer] += wide.sum(0).cpu()
+                sums[kind, loss, "absolute"][layer] += wide.abs().sum(0).cpu()
     gradients = {
         kind: {
             loss: Gradients(sums[kind, loss, "total"], sums[kind, loss, "absolute"])
@@ -96,6 +93,27 @@ def score(embedder: Embedder, units: Units, data: Calibration, *, progress: bool
         for kind in sizes
     }
     return Scores(gradients["heads"], gradients["neurons"], losses)
+
+
+def cached_gradients(
+    embedder: Embedder,
+    data: Calibration,
+    upstream: dict[str, Tensor],  # of each loss: (N, D)
+    leaves: Callable[[int], AbstractContextManager[Sequence[Tensor]]],  # given a batch's rows
+    *,
+    progress: bool,
+) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Each loss's gradients of the leaves, a batch of sentences at a time."""
+    with bar(len(data.texts), " sentences", "scoring", show=progress) as shown:
+        for rows in batches(data.texts):
+            with leaves(len(rows)) as wanted:
+                embeddings = embedder([data.texts[row] for row in rows])
+            for loss in LOSSES:
+                back = upstream[loss][rows].to(embeddings.device)
+                last = loss == LOSSES[-1]
+                yield loss, torch.autograd.grad(embeddings, wanted, back, retain_graph=not last)
+            if shown is not None:
+                shown.update(len(rows))
 
 
 def of_embeddings(
@@ -113,7 +131,3 @@ def losses_of(embeddings: Tensor, data: Calibration) -> dict[str, Tensor]:
     """Both losses of a calibration set, from its embeddings (N, D)."""
     pairs = embeddings[data.first], embeddings[data.second]
     return {"alignment": alignment(*pairs), "uniformity": uniformity(embeddings)}
-
-
-def _device(embedder: Embedder) -> torch.device:
-    return next(embedder.transformer.parameters()).device

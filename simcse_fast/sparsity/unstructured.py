@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from simcse_fast.progress import bar
-from simcse_fast.sparsity.embedder import batches
 from simcse_fast.sparsity.layouts import check_same_shape, units_of
-from simcse_fast.sparsity.scores import LOSSES, TINY, of_embeddings
+from simcse_fast.sparsity.scores import LOSSES, TINY, cached_gradients, of_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,19 +50,13 @@ class Unstructured:
             _, upstream = of_embeddings(self.embedder.all(data.texts), data)
             for weight in self.matrices:
                 weight.requires_grad_()
-            with bar(len(data.texts), " sentences", "scoring", show=progress) as shown:
-                for rows in batches(data.texts):
-                    embeddings = self.embedder([data.texts[row] for row in rows])
-                    for loss in LOSSES:
-                        back = upstream[loss][rows].to(embeddings.device)
-                        last = loss == LOSSES[-1]
-                        found = torch.autograd.grad(
-                            embeddings, self.matrices, back, retain_graph=not last
-                        )
-                        for total, gradient in zip(sums[loss], found, strict=True):
-                            total.add_(gradient.float().cpu())
-                    if shown is not None:
-                        shown.update(len(rows))
+            every = cached_gradients(
+                *(self.embedder, data, upstream, lambda _: nullcontext(self.matrices)),
+                progress=progress,
+            )
+            for loss, found in every:
+                for total, gradient in zip(sums[loss], found, strict=True):
+                    total.add_(gradient.float().cpu())
         return sums
 
     def magnitudes(self) -> Each:
