@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 10
+#define SF_ABI_VERSION 11
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -175,6 +175,22 @@ typedef struct {
 
 /* Products of centred rows -> potentials and their sums, each pair once. */
 SF_API int32_t sf_uniformity_potentials(const sf_potentials *tile);
+
+/* logit = slope * <c_i, c_j> - slope / 2 * (|c_i|^2 + |c_j|^2), c the unit rows less their mean. */
+typedef struct {
+  const float *x; /* (rows, width) */
+  int64_t rows, width;
+  double slope;    /* such that no logit lies below -126 */
+  float *scratch;  /* sf_few_scratch numbers, from a multiple of 8 bytes */
+  double *total;   /* sum of exp2(logit) over all pairs */
+  float *gradient; /* (rows, width) of log(total), or NULL */
+  int32_t threads;
+} sf_few;
+
+/* A few rows in one call, normalisation and products included: potentials and gradient. */
+SF_API int32_t sf_uniformity_few(const sf_few *rows);
+/* Numbers of scratch that they need; -1: bad argument. */
+SF_API int64_t sf_few_scratch(const sf_few *rows);
 
 /* Longest sequences, and most numbers of a head, that sf_attention takes. */
 #define SF_ATTENTION_LENGTH 128

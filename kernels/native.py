@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 
 
@@ -150,6 +150,21 @@ class Potentials(Structure):
     )
 
 
+class Few(Structure):
+    """sf_few."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("slope", c_double),
+        ("scratch", c_void_p),
+        ("total", c_void_p),
+        ("gradient", c_void_p),
+        ("threads", c_int32),
+    )
+
+
 class Heads(Structure):
     """sf_heads."""
 
@@ -183,7 +198,7 @@ class Attention(Structure):
     )
 
 
-_SIZES = {"sf_product_scratch": Product, "sf_small_scratch": Small}
+_SIZES = {"sf_product_scratch": Product, "sf_small_scratch": Small, "sf_few_scratch": Few}
 _SIGNATURES = {
     "sf_use_instruction_set": (c_char_p,),
     "sf_copy_past_caches": (c_void_p, c_int64, c_void_p, c_int32),
@@ -199,6 +214,7 @@ _SIGNATURES = {
     "sf_infonce_columns_end": (POINTER(Square),),
     "sf_infonce_square": (POINTER(Square),),
     "sf_uniformity_potentials": (POINTER(Potentials),),
+    "sf_uniformity_few": (POINTER(Few),),
     "sf_attention_forward": (POINTER(Attention),),
     "sf_attention_backward": (POINTER(Attention),),
 }

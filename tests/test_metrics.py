@@ -12,7 +12,7 @@ from info_nce_cases import BACKENDS, FUSED, QUICK, device_of
 from torch.nn import functional as F
 
 from simcse_fast import Alignment, Uniformity, alignment, set_workspace_limit, uniformity
-from simcse_fast.kernels.uniformity import reference, tiles
+from simcse_fast.kernels.uniformity import cpu, reference, tiles
 
 HALF = (torch.bfloat16, torch.float16)
 ROWS = [
@@ -28,6 +28,7 @@ ROWS = [
 def small_tiles(monkeypatch):
     """Few rows make several tiles; what is allocated and never written reads NaN."""
     monkeypatch.setattr(tiles, "SHAPES", {"cpu": (64, 128), "cuda": (64, 128)})
+    monkeypatch.setattr(cpu, "FEW", 63)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -81,6 +82,30 @@ def assert_no_worse(ours, textbook, tensors, **options):
 def test_uniformity_is_no_worse_than_torch(rows, dtype, backend):
     x = rows_of(rows, dtype=dtype, backend=backend)
     assert_no_worse(lambda x: uniformity(x, backend=backend), textbook_uniformity, [x])
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("rows", [150, 257])  # of one thread, of two
+def test_few_rows_in_one_call(rows, spread, monkeypatch):
+    monkeypatch.setattr(cpu, "FEW", rows)
+    monkeypatch.setattr(cpu, "potentials", None)  # is not called
+    x = rows_of(rows, spread=spread)
+    assert_no_worse(lambda x: uniformity(x, backend="cpu"), textbook_uniformity, [x])
+    first = results(uniformity, x, backend="cpu")
+    for _ in range(5):
+        assert all(map(torch.equal, results(uniformity, x, backend="cpu"), first))
+
+
+def test_a_few_rows_that_are_not_finite_or_zero():
+    x = rows_of(9)
+    x[3] = 0
+    found, tiled = (results(uniformity, x, backend=name) for name in ("cpu", "torch"))
+    assert max(relative(found, tiled)) < 1e-6
+    assert not found[1][3].any()
+    x[3, 5] = math.nan
+    value, gradient = results(uniformity, x, backend="cpu")
+    assert value.isnan()
+    assert gradient.isnan().all()
 
 
 @pytest.mark.parametrize("backend", FUSED)

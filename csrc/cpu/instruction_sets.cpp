@@ -49,6 +49,8 @@ struct Loops {
   void (*columns_end)(const sf_square &);
   void (*square)(const sf_square &);
   void (*potentials)(const sf_potentials &);
+  int64_t (*few_scratch)(const sf_few &);
+  void (*few)(const sf_few &);
   void (*attention)(const sf_attention &);
   void (*attention_backward)(const sf_attention &);
 };
@@ -172,6 +174,10 @@ bool valid(const sf_potentials *p) {
          p->slope > 0 && p->row_sum && p->largest && (p->keep || !p->column_sum) && p->threads >= 1;
 }
 
+bool valid(const sf_few *p) {
+  return p && p->x && p->rows >= 2 && p->width >= 1 && p->slope > 0 && p->total && p->threads >= 1;
+}
+
 bool valid(const sf_attention *p) {
   return p && p->batch >= 0 && p->heads >= 1 && p->length >= 1 &&
          p->length <= SF_ATTENTION_LENGTH && p->depth >= 16 && p->depth <= SF_ATTENTION_DEPTH &&
@@ -260,6 +266,16 @@ int32_t sf_infonce_square(const sf_square *p) {
 int32_t sf_uniformity_potentials(const sf_potentials *p) {
   if (!valid(p)) return SF_BAD_ARGUMENT;
   current()->loops->potentials(*p);
+  return SF_OK;
+}
+
+int64_t sf_few_scratch(const sf_few *p) {
+  return valid(p) ? current()->loops->few_scratch(*p) : -1;
+}
+
+int32_t sf_uniformity_few(const sf_few *p) {
+  if (!valid(p) || !p->scratch) return SF_BAD_ARGUMENT;
+  current()->loops->few(*p);
   return SF_OK;
 }
 

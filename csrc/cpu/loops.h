@@ -11,8 +11,22 @@
 
 #include "uniformity_loops.h"
 
+#include "small_uniformity_loops.h"
+
 #include "attention_loops.h"
 
-const Loops kLoops = {
-    normalize, normalize_backward, product_scratch, multiply,   rows,      small_scratch,     small,
-    columns,   columns_end,        square,          potentials, attention, attention_backward};
+const Loops kLoops = {normalize,
+                      normalize_backward,
+                      product_scratch,
+                      multiply,
+                      rows,
+                      small_scratch,
+                      small,
+                      columns,
+                      columns_end,
+                      square,
+                      potentials,
+                      few_scratch,
+                      few,
+                      attention,
+                      attention_backward};

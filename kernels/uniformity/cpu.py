@@ -10,7 +10,26 @@ from simcse_fast.kernels.infonce.cpu import multiply, normalize, normalize_backw
 from simcse_fast.kernels.uniformity.tiles import Tile
 from simcse_fast.kernels.uniformity.torch_ops import operand
 
-__all__ = ["multiply", "normalize", "normalize_backward", "operand", "potentials"]
+__all__ = ["few", "multiply", "normalize", "normalize_backward", "operand", "potentials"]
+
+FEW = 512  # rows up to which one native call is quickest
+
+
+def few(x: Tensor, slope: float, gradient: bool) -> tuple[Tensor, Tensor | None] | None:
+    """Unit rows, whole in one native call; None where they are many."""
+    if len(x) > FEW:
+        return None
+    total = x.new_empty((), dtype=torch.float64)
+    back = torch.empty_like(x) if gradient else None
+    rows = native.Few(  # by position, in the order of sf_few
+        *(x.data_ptr(), *x.shape, slope, None, total.data_ptr()),
+        *(None if back is None else back.data_ptr(), torch.get_num_threads()),
+    )
+    library, at = native.load(), ctypes.byref(rows)
+    scratch = x.new_empty(library.sf_few_scratch(at))
+    rows.scratch = scratch.data_ptr()
+    library.sf_uniformity_few(at)
+    return total, back
 
 
 def potentials(tile: Tile, out: Tensor, kept: bool) -> None:

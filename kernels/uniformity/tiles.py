@@ -61,6 +61,9 @@ class Part(Protocol):
     ) -> Tensor | None:
         """Gradient of the unit rows -> scale * gradient of x, in place."""
 
+    def few(self, x: Tensor, slope: float, gradient: bool) -> tuple[Tensor, Tensor | None] | None:
+        """Sum of a few unit rows' potentials and the gradient of its log in one go, or None."""
+
     def potentials(self, tile: Tile, out: Tensor, kept: bool) -> None:
         """Take in a tile: its sums, and if `kept` its potentials exp2(logit - offset) in out.
 
@@ -85,6 +88,9 @@ def run(
     limit: int,  # bytes of the workspace
 ) -> tuple[Tensor, Tensor | None] | None:
     """The uniformity, 0-d fp64, and its gradient; None where it takes wider numbers."""
+    fits = x.element_size() * len(x) ** 2 <= limit
+    if normalize and fits and (found := _few(part, x, t, gradient)):
+        return found
     centred, inverse = part.normalize(x) if normalize else (x.clone(), None)
     centred -= centred.mean(0)
     lowest = -4 * t * LOG2E if normalize else -math.inf  # unit rows lie at most 2 apart
@@ -98,14 +104,32 @@ def run(
             back.zero_()
         pairs.pass_over(largest, back)
     total = pairs.row_sum.sum()
-    value = total.log() + pairs.offset / LOG2E - math.log(len(x) * (len(x) - 1) / 2)
-    value = value.clamp_max(0.0)  # of rows that coincide, but for rounding
+    value = _log_mean(total, len(x), pairs.offset)
     if back is not None:
         back = back[:, : x.shape[1]].contiguous()
         both = (pairs.row_sum + pairs.column_sum).to(x.dtype)
         back.addcmul_(centred, both[:, None], value=-1).mul_((2 * t / total).to(x.dtype))
         part.normalize_backward(x, inverse, back, 1.0)
     return value, back
+
+
+def _few(part: Part, x: Tensor, t: float, gradient: bool) -> tuple[Tensor, Tensor | None] | None:
+    """The same for a few unit rows, whose logits keep their digits whatever they are."""
+    slope = 2 * t * LOG2E
+    if slope * WITHIN > _most(x.dtype) or (found := part.few(x, slope, gradient)) is None:
+        return None
+    return _log_mean(found[0], len(x), 0.0), found[1]
+
+
+def _log_mean(total: Tensor, rows: int, offset: float) -> Tensor:
+    """Of potentials, from their sum over pairs above an offset."""
+    value = total.log() + offset / LOG2E - math.log(rows * (rows - 1) / 2)
+    return value.clamp_max(0.0)  # of rows that coincide, but for rounding
+
+
+def _most(dtype: torch.dtype) -> float:
+    """Bound on the terms of logits that keep their digits."""
+    return ROUNDING[dtype] / torch.finfo(dtype).eps
 
 
 class _Pairs:
@@ -125,10 +149,10 @@ class _Pairs:
 
     def exact(self, most: float) -> bool:
         """Whether logits keep their digits, given a bound on the rows' lengths, squared."""
-        largest = ROUNDING[self.rows.dtype] / torch.finfo(self.rows.dtype).eps
-        if self.slope * most <= largest:
+        bound = _most(self.rows.dtype)
+        if self.slope * most <= bound:
             return True  # without a look at the rows
-        return not 2 * float(self.bias.max()) > largest  # NaN is for the result to show
+        return not 2 * float(self.bias.max()) > bound  # NaN is for the result to show
 
     def pass_over(self, offset: float, back: Tensor | None) -> None:
         """Sums of the exponentials above an offset, and what they pull each row to."""

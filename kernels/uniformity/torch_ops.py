@@ -8,12 +8,16 @@ from torch import Tensor
 from simcse_fast.kernels.infonce.torch_ops import multiply, normalize, normalize_backward
 from simcse_fast.kernels.uniformity.tiles import Tile
 
-__all__ = ["multiply", "normalize", "normalize_backward", "operand", "potentials"]
+__all__ = ["few", "multiply", "normalize", "normalize_backward", "operand", "potentials"]
 
 
 def operand(x: Tensor, dtype: torch.dtype, lowest: float) -> Tensor:  # noqa: ARG001
     """Rows are multiplied as they are."""
     return x
+
+
+def few(_x: Tensor, _slope: float, _gradient: bool) -> None:
+    """No quicker way for a few rows."""
 
 
 def potentials(tile: Tile, out: Tensor, kept: bool) -> None:  # noqa: ARG001 - out is scratch too

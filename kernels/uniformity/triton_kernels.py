@@ -13,8 +13,9 @@ from simcse_fast.kernels.infonce.triton_kernels import product, put, tile_of
 from simcse_fast.kernels.infonce.triton_math import FUSED
 from simcse_fast.kernels.infonce.triton_rows import padded, precision
 from simcse_fast.kernels.uniformity.tiles import Tile
+from simcse_fast.kernels.uniformity.torch_ops import few
 
-__all__ = ["multiply", "normalize", "normalize_backward", "operand", "potentials"]
+__all__ = ["few", "multiply", "normalize", "normalize_backward", "operand", "potentials"]
 
 SIZES = ("rows", "columns", "first_row", "first_column")
 # The smallest normal number of fp16 in log2; potentials below it would lose their digits there.

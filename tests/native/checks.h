@@ -76,6 +76,25 @@ inline float uniform(float low, float high) {
   return std::uniform_real_distribution<float>(low, high)(generator);
 }
 
+// A row divided by its length, in double precision.
+inline std::vector<double> unit_row(const float *x, int64_t width) {
+  double square = 0;
+  for (int64_t d = 0; d < width; ++d) square += static_cast<double>(x[d]) * x[d];
+  std::vector<double> unit(width);
+  for (int64_t d = 0; d < width; ++d) unit[d] = square > 0 ? x[d] / std::sqrt(square) : 0;
+  return unit;
+}
+
+// Gradient g of unit row u of x -> gradient of x, times factor.
+inline void through_length(const float *x, const std::vector<double> &u, double factor, double *g) {
+  const int64_t width = u.size();
+  double square = 0, along = 0;
+  for (int64_t d = 0; d < width; ++d) square += static_cast<double>(x[d]) * x[d];
+  for (int64_t d = 0; d < width; ++d) along += u[d] * g[d];
+  const double scale = square > 0 ? factor / std::sqrt(square) : 0;
+  for (int64_t d = 0; d < width; ++d) g[d] = scale * (g[d] - along * u[d]);
+}
+
 // What may leave columns out of a softmax; kIds stands for ids and margin.
 enum Filter { kAll, kMargin, kIds };
 

@@ -9,25 +9,6 @@ void fill(Guarded<float> &x) {
   for (int64_t i = 0; i < x.size(); ++i) x[i] = std::copysign(uniform(0.25, 1), uniform(-1, 1));
 }
 
-// Row i of x divided by its length, in double precision.
-std::vector<double> unit_row(const float *x, int64_t width) {
-  double square = 0;
-  for (int64_t d = 0; d < width; ++d) square += static_cast<double>(x[d]) * x[d];
-  std::vector<double> unit(width);
-  for (int64_t d = 0; d < width; ++d) unit[d] = square > 0 ? x[d] / std::sqrt(square) : 0;
-  return unit;
-}
-
-// Gradient g of unit row u of x -> gradient of x, times factor.
-void through_length(const float *x, const std::vector<double> &u, double factor, double *g) {
-  const int64_t width = u.size();
-  double square = 0, along = 0;
-  for (int64_t d = 0; d < width; ++d) square += static_cast<double>(x[d]) * x[d];
-  for (int64_t d = 0; d < width; ++d) along += u[d] * g[d];
-  const double scale = square > 0 ? factor / std::sqrt(square) : 0;
-  for (int64_t d = 0; d < width; ++d) g[d] = scale * (g[d] - along * u[d]);
-}
-
 void check_small(int64_t rows, int64_t columns, int64_t width, int64_t stride, bool gradients,
                  bool both, int32_t threads) {
   Guarded<float> query(rows * width), key(columns * width);

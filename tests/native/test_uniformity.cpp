@@ -61,12 +61,55 @@ void check_tile(const Corner &c, double offset, bool keep) {
   expect_near(largest, top, 1e-6, 0, "largest logit");
 }
 
+void check_few(int64_t rows, int64_t width, bool gradients, int32_t threads) {
+  const double slope = 4 / kLn2;
+  Guarded<float> x(rows * width), gradient(rows * width, kNaN);
+  for (int64_t k = 0; k < x.size(); ++k) x[k] = std::copysign(uniform(0.25, 1), uniform(-1, 1));
+  if (rows > 2) std::fill_n(x.data() + 2 * width, width, 0.0f);
+  double total = kNaN;
+  sf_few few{x.data(), rows, width, slope, nullptr, &total, gradients ? gradient.data() : nullptr,
+             threads};
+  Guarded<double> scratch((sf_few_scratch(&few) + 1) / 2, kNaN);
+  few.scratch = reinterpret_cast<float *>(scratch.data());
+  expect(sf_uniformity_few(&few) == SF_OK, "sf_uniformity_few succeeds");
+
+  std::vector<std::vector<double>> unit;
+  for (int64_t i = 0; i < rows; ++i) unit.push_back(unit_row(x.data() + i * width, width));
+  std::vector<double> g(rows * width);
+  double sum = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < rows; ++j) {
+      if (j == i) continue;
+      double square = 0;
+      for (int64_t d = 0; d < width; ++d) square += std::pow(unit[i][d] - unit[j][d], 2);
+      const double e = std::exp2(-slope / 2 * square);
+      sum += e / 2;
+      for (int64_t d = 0; d < width; ++d)
+        g[i * width + d] -= slope * kLn2 * e * (unit[i][d] - unit[j][d]);
+    }
+  }
+  expect_near(total, sum, 3e-6, 0, "sum over pairs");
+  for (int64_t i = 0; gradients && i < rows; ++i) {
+    through_length(x.data() + i * width, unit[i], 1 / sum, &g[i * width]);
+    for (int64_t k = i * width; k < (i + 1) * width; ++k)
+      expect_near(gradient[k], g[k], 1e-4, 1e-6, "gradient");
+  }
+}
+
 }  // namespace
 
 void check_all_uniformity() {
   sf_potentials empty{};
   expect(sf_uniformity_potentials(nullptr) == SF_BAD_ARGUMENT, "no tile is refused");
   expect(sf_uniformity_potentials(&empty) == SF_BAD_ARGUMENT, "an empty tile is refused");
+  sf_few none{};
+  expect(sf_uniformity_few(&none) == SF_BAD_ARGUMENT, "no rows are refused");
+  expect(sf_few_scratch(&none) == -1, "no rows have no scratch");
+  for (const bool gradients : {false, true}) {
+    for (const int64_t rows : {2, 3, 17, 65})
+      for (const int64_t width : {1, 33, 300}) check_few(rows, width, gradients, 1);
+    check_few(200, 48, gradients, 3);  // enough for several threads
+  }
   for (bool keep : {false, true}) {
     for (double offset : {0.0, -200.0}) {
       check_tile({1, 2, 0, 0}, offset, keep);
