@@ -14,8 +14,10 @@ pytest.importorskip("sentence_transformers", reason="needs the extra sparsify")
 from sparsity_cases import FAMILIES, TEXTS, bert, pair, pairs, transformer
 from transformers import AutoModel
 
+from simcse_fast.errors import InputError
 from simcse_fast.kernels.uniformity import reference
 from simcse_fast.sparsity import embedder as embedders
+from simcse_fast.sparsity import factors as unit_factors
 from simcse_fast.sparsity.ablation import Unit, ablate
 from simcse_fast.sparsity.calibration import calibration_of
 from simcse_fast.sparsity.embedder import Embedder
@@ -97,12 +99,20 @@ def test_sentences_shares_do_not_depend_on_batches(model, monkeypatch):
     units = units_of(embedder.transformer)
     many = score(embedder, units, data, progress=False)
     monkeypatch.setattr(embedders.batches, "__defaults__", (1,))
+    monkeypatch.setattr(unit_factors, "NUMBERS", 1)
     one = score(embedder, units, data, progress=False)
     for loss in LOSSES:
         largest = one.neurons[loss].absolute.max()
         torch.testing.assert_close(
             many.neurons[loss].absolute, one.neurons[loss].absolute, rtol=1e-5, atol=1e-6 * largest
         )
+
+
+def test_sentences_in_one_sequence_are_refused(model):
+    units = units_of(Embedder(model).transformer)
+    down = units.layers[0].down
+    with unit_factors.factors(units, 2), pytest.raises(InputError, match="without unpad_inputs"):
+        down(torch.zeros(5, units.neurons).double())
 
 
 def test_scoring_leaves_the_model_as_it_was(model):

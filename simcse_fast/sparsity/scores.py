@@ -8,8 +8,8 @@ Factors have a row for each sentence, so that one backward pass gives the senten
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from simcse_fast.metrics import alignment, uniformity
 from simcse_fast.progress import bar
 from simcse_fast.sparsity.embedder import Embedder, batches
-from simcse_fast.sparsity.masks import masked
+from simcse_fast.sparsity.factors import factors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,20 +66,10 @@ def score(embedder: Embedder, units: Units, data: Calibration, *, progress: bool
         for loss in LOSSES
         for how in ("total", "absolute")
     }
-    device = next(embedder.transformer.parameters()).device
-
-    @contextmanager
-    def factors(rows: int) -> Iterator[list[Tensor]]:
-        masks = {
-            kind: [torch.ones(rows, size, device=device, requires_grad=True) for _ in range(layers)]
-            for kind, size in sizes.items()
-        }
-        with masked(units, masks["heads"], masks["neurons"]):
-            yield [*masks["heads"], *masks["neurons"]]
-
     with embedder.frozen():
         losses, upstream = of_embeddings(embedder.all(data.texts), data)
-        for loss, found in cached_gradients(embedder, data, upstream, factors, progress=progress):
+        leaves = partial(factors, units)
+        for loss, found in cached_gradients(embedder, data, upstream, leaves, progress=progress):
             for place, gradient in enumerate(found):
                 kind, layer = list(sizes)[place // layers], place % layers
                 wide = gradient.double()
