@@ -6,28 +6,30 @@ import torch
 from torch import Tensor
 
 from simcse_fast.kernels import native
-from simcse_fast.kernels.infonce.cpu import multiply, normalize, normalize_backward
+from simcse_fast.kernels.infonce.cpu import SMALL, multiply, normalize, normalize_backward
 from simcse_fast.kernels.uniformity.tiles import Tile
 from simcse_fast.kernels.uniformity.torch_ops import operand
 
 __all__ = ["few", "multiply", "normalize", "normalize_backward", "operand", "potentials"]
 
-FEW = 512  # rows up to which one native call is quickest
+FEW = 1024  # rows whose pairs fill a tile
 
 
 def few(x: Tensor, slope: float, gradient: bool) -> tuple[Tensor, Tensor | None] | None:
     """Unit rows, whole in one native call; None where they are many."""
-    if len(x) > FEW:
+    library, (rows, width) = native.load(), x.shape
+    quick = library.sf_outruns_blas() or rows * rows * width <= SMALL[False]
+    if rows > FEW or not quick:
         return None
     total = x.new_empty((), dtype=torch.float64)
     back = torch.empty_like(x) if gradient else None
-    rows = native.Few(  # by position, in the order of sf_few
-        *(x.data_ptr(), *x.shape, slope, None, total.data_ptr()),
+    batch = native.Few(  # by position, in the order of sf_few
+        *(x.data_ptr(), rows, width, slope, None, total.data_ptr()),
         *(None if back is None else back.data_ptr(), torch.get_num_threads()),
     )
-    library, at = native.load(), ctypes.byref(rows)
+    at = ctypes.byref(batch)
     scratch = x.new_empty(library.sf_few_scratch(at))
-    rows.scratch = scratch.data_ptr()
+    batch.scratch = scratch.data_ptr()
     library.sf_uniformity_few(at)
     return total, back
 
