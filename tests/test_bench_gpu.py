@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
         path = folder / "peers" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    options = ["--rehearse", "--seconds", "0", "--longest", "10", "--output", str(folder)]
+    options = ["--rehearse", "--seconds", "0", "--longest", "30", "--output", str(folder)]
     subprocess.run(  # noqa: S603
         [sys.executable, "-m", "benchmarks.bench_gpu", *options],
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(folder / "peers"), str(root)))},

@@ -1,44 +1,19 @@
 """Every Triton kernel compiled ahead of time for GPUs that are not here: nothing is spilled."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from compilations import possible
 
 from simcse_fast.kernels.infonce import tiles
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs triton, which compiles without a GPU"
-)
+pytestmark = pytest.mark.skipif(not possible(), reason="needs triton, which compiles without a GPU")
 REGISTERS = 65_536  # of a multiprocessor
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that a program may have
 
 
 @pytest.fixture(scope="module")
-def compiled():
-    """Capability -> kernels; the processes of all run side by side."""
-    script = Path(__file__).with_name("compile_kernels.py")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    started = {
-        capability: subprocess.Popen(  # noqa: S603
-            [sys.executable, "-W", "ignore", script, str(capability)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for capability in SHARED
-    }
-    found = {}
-    for capability, process in started.items():
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors[-3000:]
-        found[capability] = [json.loads(line) for line in output.splitlines()]
-    return found
+def compiled(compilations):
+    """Capability -> kernels."""
+    return compilations.kernels()
 
 
 @pytest.mark.parametrize("capability", SHARED)
