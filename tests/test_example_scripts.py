@@ -14,6 +14,9 @@ pytest.importorskip("sentence_transformers", reason="sentence-transformers is no
 
 # Loopback only, on a port that is free.
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
+# Of torch's own threads: those of a gloo group outlive it where DistributedDataParallel has held it,
+# and may abort a process that ends (pytorch/pytorch#179291). Seen once in 40 runs on busy processors.
+ABORTED_AT_EXIT = "terminate called without an active exception"
 NUMBER = r"(\d+\.\d+(?:e[-+]\d+)?)"
 
 
@@ -89,6 +92,8 @@ def test_a_script_names_the_file_that_it_cannot_read(repository, tmp_path):
 def test_processes_have_the_gradient_of_one(repository, world):
     launcher = (*TORCHRUN, "--nproc-per-node", str(world)) if world else ()
     done = start(repository, "torchrun_info_nce.py", launcher=launcher)
+    if done.returncode and ABORTED_AT_EXIT in done.stderr:
+        done = start(repository, "torchrun_info_nce.py", launcher=launcher)
     ours, whole = numbers(done, "pairs: NUMBER of . processes, NUMBER of one")
     (difference,) = numbers(done, "gradients differ by NUMBER at most")
     assert ours == pytest.approx(whole, abs=2e-6)  # six decimals are printed
