@@ -14,8 +14,8 @@ pytest.importorskip("sentence_transformers", reason="sentence-transformers is no
 
 # Loopback only, on a port that is free.
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
-# Of torch's own threads: those of a gloo group outlive it where DistributedDataParallel has held it,
-# and may abort a process that ends (pytorch/pytorch#179291). Seen once in 40 runs on busy processors.
+# Of torch's own threads: those of a gloo group outlive it where DistributedDataParallel has held
+# it, and may abort a process that ends (pytorch/pytorch#179291); once in 40 runs when it is busy.
 ABORTED_AT_EXIT = "terminate called without an active exception"
 NUMBER = r"(\d+\.\d+(?:e[-+]\d+)?)"
 
