@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
         path = folder / "peers" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    options = ["--rehearse", "--seconds", "0", "--longest", "30", "--output", str(folder)]
+    options = ["--rehearse", "--seconds", "0", "--longest", "15", "--output", str(folder)]
     subprocess.run(  # noqa: S603
         [sys.executable, "-m", "benchmarks.bench_gpu", *options],
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(folder / "peers"), str(root)))},
@@ -145,7 +145,7 @@ def test_a_failing_peer_leaves_its_reason(rows):
 
 def test_a_hanging_peer_is_given_up_and_the_run_goes_on(rows):
     (only,) = of(rows, "cut-cross-entropy")
-    assert only["reason"] == "took more than 10 s"
+    assert only["reason"] == "took more than 15 s"
     assert rows.index(only) < len(rows) / 2
     keys = [(*problem(row), row["method"]) for row in rows]
     assert len(keys) == len(set(keys))  # what was measured before is kept, not measured again

@@ -161,6 +161,23 @@ def test_two_threads_may_keep_the_same_ids(text):
     assert len(folders(text)) == 1
 
 
+def test_a_folder_is_not_cleared_away_while_it_is_locked(text, monkeypatch):
+    """By who looks at it between the opening of its lock and the locking."""
+    flock = ids.fcntl.flock
+
+    def seen_first(file, how):
+        monkeypatch.setattr(ids.fcntl, "flock", flock)
+        (unfinished,) = folders(text)
+        ids.remove_abandoned(unfinished.with_name(unfinished.name.partition(ids.UNFINISHED)[0]))
+        assert unfinished.exists()
+        flock(file, how)
+
+    monkeypatch.setattr(ids.fcntl, "flock", seen_first)
+    assert_same(gain(text, cache=True), gain(text, cache=False))
+    assert ids.fcntl.flock is flock
+    assert len(folders(text)) == 1
+
+
 def test_a_folder_that_takes_no_ids(text, tmp_path, monkeypatch):
     """Asked for, it is an error; else a warning, and the count goes on."""
     blocked = tmp_path / "file"

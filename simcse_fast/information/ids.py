@@ -200,7 +200,10 @@ class FileSink:
             remove_abandoned(folder)
             prefix = f"{folder.name}{UNFINISHED}"
             self.unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-            self.lock = lock(self.unfinished / LOCK)
+            # Under its name it is locked from the first: a free one is for others to clear away.
+            starting = self.unfinished / f"{LOCK}.new"
+            self.lock = lock(starting)
+            starting.rename(self.unfinished / LOCK)
             self.ids = (self.unfinished / IDS).open("w+b")
             self.sizes = (self.unfinished / SIZES).open("w+b")
 
