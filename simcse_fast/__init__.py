@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
     from simcse_fast.metrics import Alignment, Uniformity, alignment, uniformity
     from simcse_fast.sparsity import Sparsified, sparsify
+    from simcse_fast.studies import Study, study
     from simcse_fast.training import train
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOME = {
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
     "Sparsified": "sparsity",
+    "Study": "studies",
     "Uniformity": "metrics",
     "alignment": "metrics",
     "attribute_file": "attribution.batch",
@@ -45,6 +47,7 @@ _HOME = {
     "set_workspace_limit": "backend",
     "shapley_values": "attribution",
     "sparsify": "sparsity",
+    "study": "studies",
     "token_similarity": "attribution",
     "train": "training",
     "uniformity": "metrics",
@@ -59,6 +62,7 @@ __all__ = [
     "InfoNCELoss",
     "InformationTable",
     "Sparsified",
+    "Study",
     "Uniformity",
     "alignment",
     "attribute_file",
@@ -70,6 +74,7 @@ __all__ = [
     "set_workspace_limit",
     "shapley_values",
     "sparsify",
+    "study",
     "token_similarity",
     "train",
     "uniformity",

@@ -15,6 +15,7 @@ from simcse_fast.cli.explain import add_explain
 from simcse_fast.cli.info import add_info
 from simcse_fast.cli.information import add_information
 from simcse_fast.cli.sparsify import add_sparsify
+from simcse_fast.cli.study import add_study
 from simcse_fast.cli.train import add_train
 from simcse_fast.errors import InputError
 
@@ -73,6 +74,7 @@ def parser() -> Parser:
         add_evaluate,
         add_explain,
         add_information,
+        add_study,
         add_sparsify,
         add_info,
     )

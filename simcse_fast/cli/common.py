@@ -6,10 +6,14 @@ import argparse
 import json
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from simcse_fast.errors import InputError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -29,6 +33,20 @@ def complain(sentence: str, code: int) -> int:
     """One sentence to the person, the code to the shell."""
     sys.stderr.write(f"simcse-fast: {' '.join(sentence.split())}\n")
     return code
+
+
+@contextmanager
+def bad_input(output: Path) -> Iterator[None]:
+    """What cannot be used or written, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or output
+        raise InputError(
+            f"--output {output}: {where} cannot be written ({error.strerror or error})"
+        ) from error
+    except TypeError as error:
+        raise InputError(str(error)) from error
 
 
 def whole(least: int) -> Callable[[str], int]:

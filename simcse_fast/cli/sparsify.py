@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simcse_fast.cli.common import Parser, bold, number, say, whole, write_json, write_lines
+from simcse_fast.cli.common import (
+    Parser,
+    bad_input,
+    bold,
+    number,
+    say,
+    whole,
+    write_json,
+    write_lines,
+)
 from simcse_fast.cli.models import load_model
 from simcse_fast.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     from simcse_fast.sparsity import Sparsified
 
@@ -130,20 +137,6 @@ def written(result: Sparsified, folder: Path) -> Path:
     """Model and report."""
     result.save(folder / "model")
     return result.report(folder)
-
-
-@contextmanager
-def bad_input(output: Path) -> Iterator[None]:
-    """What cannot be used or written, in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or output
-        raise InputError(
-            f"--output {output}: {where} cannot be written ({error.strerror or error})"
-        ) from error
-    except TypeError as error:
-        raise InputError(str(error)) from error
 
 
 def retraining(options: argparse.Namespace) -> dict[str, Any] | None:

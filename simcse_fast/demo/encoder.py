@@ -1,4 +1,4 @@
-"""A static encoder: a tokenizer of whole words, and the mean of one vector per word."""
+"""The demo's static encoder at work: sentences as word numbers, and their embeddings."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-
-try:
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-except ModuleNotFoundError:  # sentence-transformers < 5.4
-    from sentence_transformers.models import StaticEmbedding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-UNKNOWN = "[UNK]"
-INITIAL_DEVIATION = 0.01  # small, so that what is learned soon outweighs where it started
+    from sentence_transformers import SentenceTransformer
 
 
 @dataclass(frozen=True)
@@ -39,24 +30,6 @@ class Tokens:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Tokens(self.ids[np.repeat(self.offsets[rows], lengths) + position], offsets)
-
-
-def word_tokenizer(words: list[str]) -> Tokenizer:
-    """The tokenizer "words" of `information_gain` with a fixed vocabulary; `words[i]` is i + 1."""
-    numbers = {UNKNOWN: 0, **{word: i for i, word in enumerate(words, start=1)}}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}\p{M}]+"), "removed")
-    return tokenizer
-
-
-def static_encoder(words: list[str], width: int, seed: int) -> SentenceTransformer:
-    """A normal SentenceTransformer with random word vectors; an unknown word counts for nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(len(words) + 1, width, generator=generator) * INITIAL_DEVIATION
-    vectors[0] = 0
-    module = StaticEmbedding(word_tokenizer(words), embedding_weights=vectors)
-    return SentenceTransformer(modules=[module], device="cpu")
 
 
 def word_vectors(model: SentenceTransformer) -> torch.Tensor:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from simcse_fast import __version__, backends, information_gain
 from simcse_fast.demo import figures, timing, training
-from simcse_fast.demo.encoder import Tokens, embed, static_encoder, tokenize, word_vectors
+from simcse_fast.demo.encoder import Tokens, embed, tokenize, word_vectors
 from simcse_fast.demo.findings import findings
 from simcse_fast.demo.output import MODEL, REPORT, RESULTS, staged
 from simcse_fast.demo.report import page
@@ -25,6 +25,7 @@ from simcse_fast.demo.text import Text, read_text, state_of_the_union
 from simcse_fast.demo.transformer import NAME, word_weights
 from simcse_fast.demo.weights import Words, frequent_words, nearest, shares
 from simcse_fast.errors import InputError
+from simcse_fast.static_encoders import random_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,7 @@ def run_demo(options: Options, say: Callable[[str], object]) -> dict[str, Any]:
         say("counting information gain")
         table, information = count(text)
         say("training the encoder")
-        model = static_encoder(vocabulary(table), WIDTH, options.seed)
+        model = random_encoder(vocabulary(table), WIDTH, options.seed)
         corpus = prepare(model, text, options.seed)
         show = examples(corpus, options.seed)
         before = word_vectors(model)

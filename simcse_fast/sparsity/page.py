@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from base64 import b64encode
 from collections import defaultdict
 from html import escape
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from simcse_fast.page import document, picture, table
 from simcse_fast.sparsity.plots import plot_curve, plot_scores
 from simcse_fast.sparsity.selection import Selection
 from simcse_fast.sparsity.sweep import OURS
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from simcse_fast.sparsity.result import Sparsified
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem;
-  margin: 0 auto; padding: 2rem 1.25rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-img { max-width: 100%; background: white; border-radius: 6px; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #8884; }
-th:nth-child(2), td:nth-child(2) { text-align: left; }
-"""
+STYLE = "th:nth-child(2), td:nth-child(2) { text-align: left; }"
 COLUMNS = ("spearman", "alignment", "uniformity", "test_spearman")
 
 
@@ -38,17 +26,12 @@ def page(result: Sparsified) -> str:
     )
     parts = [f"<p>{escape(shares)} removed. {escape(' '.join(result.notes))}</p>"]
     if result.curve:
-        parts += [f"<p>{escape(_finding(result))}</p>", _picture(plot_curve(result), "curves")]
+        parts += [f"<p>{escape(_finding(result))}</p>", picture(plot_curve(result), "curves")]
         parts += ["<h2>All models</h2>", _table(result)]
-    parts += ["<h2>Scores</h2>", _picture(plot_scores(result), "scores by layer")]
+    parts += ["<h2>Scores</h2>", picture(plot_scores(result), "scores by layer")]
     if isinstance(result.selection, Selection):
         parts.append(_layers(result.selection))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Sparsified encoder</title><style>{STYLE}</style></head>\n<body>"
-        f"<h1>SparseCSE: parameters removed</h1>\n{chr(10).join(parts)}\n</body></html>\n"
-    )
+    return document("SparseCSE: parameters removed", parts, STYLE)
 
 
 def _finding(result: Sparsified) -> str:
@@ -68,24 +51,18 @@ def _finding(result: Sparsified) -> str:
     return f"{text}."
 
 
-def _picture(figure: Figure, description: str) -> str:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    data = b64encode(image.getvalue()).decode()
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'
-
-
 def _table(result: Sparsified) -> str:
     rows = defaultdict(list)
     for row in result.curve:
         rows[row["sparsity"], row["criterion"]].append(row)
     names = [name for name in COLUMNS if any(name in row for row in result.curve)]
-    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
-    lines = [f"<tr><th>removed</th><th>by</th>{head}</tr>"]
-    for (sparsity, criterion), several in rows.items():
-        cells = "".join(f"<td>{_cell([r[n] for r in several if n in r])}</td>" for n in names)
-        lines.append(f"<tr><td>{100 * sparsity:g} %</td><td>{escape(criterion)}</td>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    head = ["removed", "by", *(name.replace("_", " ") for name in names)]
+    lines = [
+        [f"{100 * sparsity:g} %", criterion]
+        + [_cell([row[name] for row in several if name in row]) for name in names]
+        for (sparsity, criterion), several in rows.items()
+    ]
+    return table(head, lines)
 
 
 def _cell(values: list[float]) -> str:
@@ -98,7 +75,6 @@ def _cell(values: list[float]) -> str:
 
 
 def _layers(selection: Selection) -> str:
-    lines = ["<tr><th>layer</th><th>heads kept</th><th>neurons kept</th></tr>"]
     each = zip(selection.head_counts, selection.widths, strict=True)
-    lines += [f"<tr><td>{n}</td><td>{h}</td><td>{w:,}</td></tr>" for n, (h, w) in enumerate(each)]
-    return f"<table>{''.join(lines)}</table>"
+    lines = [[str(number), str(heads), f"{width:,}"] for number, (heads, width) in enumerate(each)]
+    return table(["layer", "heads kept", "neurons kept"], lines)
