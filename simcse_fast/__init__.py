@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from simcse_fast.information import InformationTable, information_gain
     from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
     from simcse_fast.metrics import Alignment, Uniformity, alignment, uniformity
+    from simcse_fast.pretraining import Pretrained, pretrain_mlm
     from simcse_fast.sparsity import Sparsified, sparsify
     from simcse_fast.training import train
 
@@ -33,6 +34,7 @@ _HOME = {
     "GradientCache": "gradient_cache",
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
+    "Pretrained": "pretraining",
     "Sparsified": "sparsity",
     "Uniformity": "metrics",
     "alignment": "metrics",
@@ -42,6 +44,7 @@ _HOME = {
     "info_nce": "losses.info_nce",
     "information_gain": "information",
     "integrated_gradients": "attribution",
+    "pretrain_mlm": "pretraining",
     "set_workspace_limit": "backend",
     "shapley_values": "attribution",
     "sparsify": "sparsity",
@@ -58,6 +61,7 @@ __all__ = [
     "GradientCache",
     "InfoNCELoss",
     "InformationTable",
+    "Pretrained",
     "Sparsified",
     "Uniformity",
     "alignment",
@@ -67,6 +71,7 @@ __all__ = [
     "info_nce",
     "information_gain",
     "integrated_gradients",
+    "pretrain_mlm",
     "set_workspace_limit",
     "shapley_values",
     "sparsify",
