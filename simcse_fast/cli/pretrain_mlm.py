@@ -137,21 +137,23 @@ def summary(result: Pretrained) -> dict[str, Any]:
 def page(result: Pretrained) -> list[str]:
     """The result for people."""
     history, before, after = result.history, result.before, result.after
+    lines = [f"{bold('Data')}     {note}" for note in result.notes]
+    lines.append(
+        f"{bold('Size')}     {result.parameters:,} parameters, {result.encoder_parameters:,} in "
+        f"layers; {result.vocabulary_size:,} words"
+    )
     share = history.padded_tokens / max(history.real_tokens, 1)
-    return [
-        *(f"{bold('Data')}     {note}" for note in result.notes),
-        (
-            f"{bold('Size')}     {result.parameters:,} parameters, {result.encoder_parameters:,} of "
-            f"them in layers, {result.vocabulary_size:,} words"
-        ),
-        f"{bold('Steps')}    {result.steps:,} in {history.seconds:,.0f} s",
-        (
-            f"{bold('Tokens')}   {history.real_tokens:,}, {history.tokens_per_second:,.0f} a second, "
-            f"{share:.2f} times with padding"
-        ),
-        (
-            f"{bold('Held out')} loss {before.loss:.3f} -> {after.loss:.3f}, guessed "
-            f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
-        ),
-        f"{bold('Model')}    {result.folder.resolve()}",
-    ]
+    lines.append(
+        f"{bold('Steps')}    {result.steps:,} in {history.seconds:,.0f} s, "
+        f"{history.tokens_per_second:,.0f} tokens/s"
+    )
+    lines.append(
+        f"{bold('Tokens')}   {history.real_tokens:,} real, {history.padded_tokens:,} with padding "
+        f"({share:.2f} times)"
+    )
+    lines.append(
+        f"{bold('Held out')} loss {before.loss:.3f} -> {after.loss:.3f}, guessed "
+        f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
+    )
+    lines.append(f"{bold('Model')}    {result.folder.resolve()}")
+    return lines

@@ -141,6 +141,9 @@ class MlmTrainer(WholeCheckpoints):
         )
         return {"eval_loss": loss, "eval_accuracy": accuracy}
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """None: only the head's last layer is missing, which is the word embeddings."""
+
     def train_from(self, start: Path | None) -> None:
         """Train on from a checkpoint, or from the beginning."""
         if start is not None and self.run.is_over():  # only the result is missing
