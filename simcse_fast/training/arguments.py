@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 def check_device(device: str | None) -> None:
     """Refuse devices that the trainer would not train on; it takes the first one of a process."""
-    best = torch.accelerator.current_accelerator()
-    names = ["cpu"] if best is None else ["cpu", best.type]
+    names = dict.fromkeys(["cpu", best_device()])
     if device is not None and device not in names:
         raise InputError(
             f"device: expected {' or '.join(names)}, or none for the best there is, got {device!r}"
         )
+
+
+def best_device() -> str:
+    """The kind of device that is taken where none is named."""
+    best = torch.accelerator.current_accelerator()
+    return "cpu" if best is None else best.type
 
 
 def trainer_arguments(kind: Any, output: Path, device: str | None, **options: Any) -> Any:
@@ -32,7 +37,7 @@ def trainer_arguments(kind: Any, output: Path, device: str | None, **options: An
             save_strategy="steps",
             logging_nan_inf_filter=False,
             disable_tqdm=True,
-            use_cpu=device == "cpu",
+            use_cpu="cpu" in (device, best_device()),
             **options,
         )
     except OSError as error:
