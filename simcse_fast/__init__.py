@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from simcse_fast.information import InformationTable, information_gain
     from simcse_fast.losses.info_nce import InfoNCELoss, info_nce
     from simcse_fast.metrics import Alignment, Uniformity, alignment, uniformity
+    from simcse_fast.pretraining import Pretrained, pretrain_mlm
     from simcse_fast.sparsity import Sparsified, sparsify
     from simcse_fast.studies import Study, study
     from simcse_fast.training import train
@@ -34,6 +35,7 @@ _HOME = {
     "GradientCache": "gradient_cache",
     "InfoNCELoss": "losses.info_nce",
     "InformationTable": "information",
+    "Pretrained": "pretraining",
     "Sparsified": "sparsity",
     "Study": "studies",
     "Uniformity": "metrics",
@@ -44,6 +46,7 @@ _HOME = {
     "info_nce": "losses.info_nce",
     "information_gain": "information",
     "integrated_gradients": "attribution",
+    "pretrain_mlm": "pretraining",
     "set_workspace_limit": "backend",
     "shapley_values": "attribution",
     "sparsify": "sparsity",
@@ -61,6 +64,7 @@ __all__ = [
     "GradientCache",
     "InfoNCELoss",
     "InformationTable",
+    "Pretrained",
     "Sparsified",
     "Study",
     "Uniformity",
@@ -71,6 +75,7 @@ __all__ = [
     "info_nce",
     "information_gain",
     "integrated_gradients",
+    "pretrain_mlm",
     "set_workspace_limit",
     "shapley_values",
     "sparsify",

@@ -14,6 +14,7 @@ from simcse_fast.cli.evaluate import add_evaluate
 from simcse_fast.cli.explain import add_explain
 from simcse_fast.cli.info import add_info
 from simcse_fast.cli.information import add_information
+from simcse_fast.cli.pretrain_mlm import add_pretrain_mlm
 from simcse_fast.cli.sparsify import add_sparsify
 from simcse_fast.cli.study import add_study
 from simcse_fast.cli.train import add_train
@@ -70,6 +71,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND")
     every = (
         add_demo,
+        add_pretrain_mlm,
         add_train,
         add_evaluate,
         add_explain,

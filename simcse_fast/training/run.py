@@ -11,10 +11,10 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import set_seed
-from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from simcse_fast.errors import InputError
+from simcse_fast.training.arguments import check_device, check_reports, trainer_arguments
 from simcse_fast.training.batches import Collator, Order
 from simcse_fast.training.checkpoints import Checkpoints
 from simcse_fast.training.encoders import drop_heads, head_parameters, load_encoder
@@ -24,7 +24,7 @@ from simcse_fast.training.masking import add_masking
 from simcse_fast.training.objective import Contrast, Objective
 from simcse_fast.training.options import EVALUATION_STEPS, MAX_LENGTH
 from simcse_fast.training.progress import Progress
-from simcse_fast.training.sealed import UnwritableError, made, writing
+from simcse_fast.training.sealed import made, writing
 from simcse_fast.training.text_encoder import TextEncoder
 from simcse_fast.training.texts import read_scored_pairs
 from simcse_fast.training.tokens import token_data
@@ -122,54 +122,26 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_device(device: str | None) -> None:
-    """Refuse devices that the trainer would not train on; it takes the first one of a process."""
-    best = torch.accelerator.current_accelerator()
-    names = ["cpu"] if best is None else ["cpu", best.type]
-    if device is not None and device not in names:
-        raise InputError(
-            f"device: expected {' or '.join(names)}, or none for the best there is, got {device!r}"
-        )
-
-
 def training_arguments(options: Options, places: Places) -> SentenceTransformerTrainingArguments:
     """The trainer's own arguments that are known before the data; its processes start here."""
-    try:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(places.output),
-            seed=options.seed,
-            bf16=options.bf16,
-            fp16=options.fp16,
-            warmup_steps=options.warmup,
-            weight_decay=options.weight_decay,
-            save_strategy="steps",
-            save_steps=options.save_steps,
-            eval_strategy="no" if places.evaluate is None else "steps",
-            eval_steps=options.evaluation_steps or EVALUATION_STEPS,
-            logging_steps=LOGGING_STEPS,
-            logging_nan_inf_filter=False,
-            report_to=places.report_to,
-            disable_tqdm=True,
-            use_cpu=places.device == "cpu",
-            ddp_timeout=TIMEOUT,
-        )
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UnwritableError(f"output: {places.output} cannot be written ({reason})") from error
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from error
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001 - one process trains on one device
+    arguments = trainer_arguments(
+        SentenceTransformerTrainingArguments,
+        places.output,
+        places.device,
+        seed=options.seed,
+        bf16=options.bf16,
+        fp16=options.fp16,
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        save_steps=options.save_steps,
+        eval_strategy="no" if places.evaluate is None else "steps",
+        eval_steps=options.evaluation_steps or EVALUATION_STEPS,
+        logging_steps=LOGGING_STEPS,
+        report_to=places.report_to,
+        ddp_timeout=TIMEOUT,
+    )
     check_reports(arguments.report_to)
     return arguments
-
-
-def check_reports(names: list[str]) -> None:
-    """Refuse reports that cannot be made before anything takes time."""
-    try:
-        for callback in get_reporting_integration_callbacks(names):
-            callback()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise InputError(f"report_to: {' '.join(str(error).split())}") from error
 
 
 def evaluator_of(source: Any) -> EmbeddingSimilarityEvaluator | None:

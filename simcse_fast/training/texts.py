@@ -37,7 +37,9 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("sentence1", "sentence2", "similarity_score"),
     ),
 }
-WIDTHS = {"unsupervised": (1,), "triplets": (2, 3), "evaluate": (3,)}
+NAMES["corpus"] = NAMES["unsupervised"]  # of `pretrain_mlm`
+ONE_COLUMN = ("unsupervised", "corpus")
+WIDTHS = {"unsupervised": (1,), "corpus": (1,), "triplets": (2, 3), "evaluate": (3,)}
 for _like_evaluate in ("development", "test"):  # of `sparsify`
     NAMES[_like_evaluate], WIDTHS[_like_evaluate] = NAMES["evaluate"], WIDTHS["evaluate"]
 _POSITIVE = (("sentence1", "sentence2"), ("anchor", "positive"), ("query", "positive"))
@@ -49,7 +51,7 @@ def read_columns(source: object, argument: str) -> list[Sentences]:
 
     Args:
         source: a path, the name of a data set on a hub, or values in memory.
-        argument: "unsupervised" (one column) or "triplets" (two or three).
+        argument: "unsupervised" or "corpus" (one column), or "triplets" (two or three).
 
     Returns:
         Columns of one length: sentences; or anchors, positives and, where given, negatives.
@@ -59,7 +61,7 @@ def read_columns(source: object, argument: str) -> list[Sentences]:
     """
     table = read_table(source, argument)
     if isinstance(table, Sentences):
-        if argument != "unsupervised":
+        if argument not in ONE_COLUMN:
             raise InputError(
                 f"{argument}: {label(source)} holds one column of text; expected 2 or 3"
             )
@@ -120,7 +122,7 @@ def read_table(source: Any, argument: str) -> pa.Table | Sentences:
             return corpus.table_of_dataset(source)
         if hasattr(source, "__arrow_c_stream__"):  # tables, data frames
             return pa.table(source)
-        if argument == "unsupervised" and not isinstance(source, Mapping):
+        if argument in ONE_COLUMN and not isinstance(source, Mapping):
             return texts_of(corpus.read_corpus(source), argument)
         return table_of(source, argument)
     except InputError:
@@ -189,7 +191,7 @@ def fields_expected(argument: str, found: int) -> str:
 
 def read_jsonl(path: Path, argument: str) -> pa.Table | Sentences:
     """One JSON object a line with the columns in its fields, or one string a line."""
-    if argument == "unsupervised":
+    if argument in ONE_COLUMN:
         return texts_of(readers.read_jsonl(path), argument)
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(readers.read_lines(path).texts(), start=1):
@@ -255,7 +257,7 @@ def choose(table: pa.Table, argument: str) -> list[str]:
     for names in NAMES[argument]:
         if set(names) <= set(table.column_names):
             return list(names)
-    if argument == "unsupervised":
+    if argument in ONE_COLUMN:
         strings = [field.name for field in table.schema if is_strings(field.type)]
         if len(strings) == 1:
             return strings

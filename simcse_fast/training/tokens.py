@@ -102,14 +102,16 @@ def token_data(
         InputError: the source cannot be used, or changes while it is read.
     """
     of_file = is_file(source)
-    fingerprint, columns = fingerprint_of(source, argument, encoder)
+    fingerprint, columns = fingerprint_of(source, argument, encoder.fingerprint)
     folder = cache / f"tokens-{fingerprint[:16]}"
     note = made_of(folder, fingerprint)
     if note is not None:
         return read(folder, note)
     columns = columns or read_columns(source, argument)
     still = not of_file or is_file(source)
-    if not still or (of_file and fingerprint_of(source, argument, encoder)[0] != fingerprint):
+    if not still or (
+        of_file and fingerprint_of(source, argument, encoder.fingerprint)[0] != fingerprint
+    ):
         raise InputError(f"{argument}: {label(source)} changed while it was read; try again")
     with made(cache, "cache"), alone_in(cache, say):
         note = made_of(folder, fingerprint)  # by the one that was waited for
@@ -160,11 +162,9 @@ def is_file(source: object) -> bool:
     return isinstance(source, str | os.PathLike) and Path(source).exists()
 
 
-def fingerprint_of(
-    source: Any, argument: str, encoder: TextEncoder
-) -> tuple[str, list[Sentences] | None]:
-    """What the ids depend on, as a hash; and the texts, where they had to be read for it."""
-    parts = [str(VERSION), argument, encoder.fingerprint]
+def fingerprint_of(source: Any, argument: str, made_by: str) -> tuple[str, list[Sentences] | None]:
+    """Of texts and what is made of them, a hash; and the texts, where they had to be read."""
+    parts = [str(VERSION), argument, made_by]
     if is_file(source):
         path = Path(source).resolve()
         about = path.stat()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,11 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 
 from simcse_fast.errors import InputError
 from simcse_fast.training.batches import Loader
 from simcse_fast.training.encoders import head_parameters, without_heads
-from simcse_fast.training.sealed import UNFINISHED, writing
+from simcse_fast.training.whole_checkpoints import WholeCheckpoints
 
 if TYPE_CHECKING:
     from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator
@@ -61,7 +59,7 @@ class Flow(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = control.should_save = True
 
 
-class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
+class SimCSETrainer(WholeCheckpoints, SentenceTransformerTrainer):  # type: ignore[misc]
     """The loop, devices, processes, precision, schedules and reports stay the trainer's."""
 
     def __init__(self, run: Run, **options: Any) -> None:
@@ -108,16 +106,6 @@ class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.record(loss, inputs)
         return loss
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """Clip; what is not finite stops training too, where no gradient scaler skips the step."""
-        norm = super()._clip_grad_norm(model)
-        if self.accelerator.scaler is None and not np.isfinite(float(norm)):
-            raise InputError(
-                f"the gradient of step {self.state.global_step + 1} is not finite; a lower "
-                "learning_rate may help"
-            )
-        return norm
-
     def record(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Keep the figures of a step; the loss is the mean of all processes."""
         objective, history = self.run.objective, self.run.history
@@ -163,27 +151,6 @@ class SimCSETrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         self.control.should_save |= better or self.is_impatient()
         self.control.should_training_stop |= self.is_impatient()
         return better
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002 - the parent's signature
-        """A checkpoint that is whole or not there."""
-        checkpoints, best = self.run.checkpoints, self.state.best_global_step or None
-        target = checkpoints.path(self.state.global_step)
-        note = checkpoints.note(self.state.global_step, best)
-        first = self.is_world_process_zero()
-        aside = target.with_name(UNFINISHED + target.name)
-        self.store_flos()
-        with writing(target, note) if first else nullcontext(aside) as folder:
-            self.accelerator.wait_for_everyone()  # until the folder is there
-            self.save_model(str(folder), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-            if first:
-                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-                self.run.history.save(folder)
-            self.accelerator.wait_for_everyone()  # until all of them have written
-        if first:
-            checkpoints.rotate(self.state.global_step, best)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002 - the parent's signature
         """A model that loads without us, and what only training sees beside it."""
