@@ -20,6 +20,7 @@ MODULES = sorted(
     module.name for module in pkgutil.walk_packages(simcse_fast.__path__, "simcse_fast.")
 )
 SENTENCES = "the sun gives energy and light\nthe wind gives energy\na cat sat in the sun\n" * 20
+ENCODED = ("simcse_fast.attribution", "simcse_fast.sparsity", "simcse_fast.studies")
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cats", "chase", "mice", "."]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -65,7 +66,7 @@ def test_docstrings(name, tmp_path, tmp_path_factory, monkeypatch):
     module = importlib.import_module(name)
     # At hand in every example, as after the README's first lines.
     names = {name: getattr(simcse_fast, name) for name in simcse_fast.__all__} | {"torch": torch}
-    if name.startswith(("simcse_fast.attribution", "simcse_fast.sparsity")):
+    if name.startswith(ENCODED):
         names["encoder"] = encoder(tmp_path_factory.getbasetemp() / "encoder")
     result = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
