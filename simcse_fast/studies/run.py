@@ -154,7 +154,7 @@ def concluded(
 ) -> Study:
     """All regressions."""
     if not any(len(one.row) for one in points.values()):
-        words = sum(one.coverage.words for one in points.values())
+        words = sum({name: one.coverage.words for (name, _), one in points.items()}.values())
         raise InputError(
             f"sentences: of their {words:,} words none is in the corpus {options.min_count} times "
             "or more; expected sentences of the corpus's language and kind"
