@@ -123,6 +123,13 @@ def pretrain_mlm(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
 
     Reference: Devlin et al. 2019, arXiv 1810.04805.
+
+    Example:
+        >>> rhymes = [f"cat {n} sat on mat {n}" for n in range(100)]
+        >>> small = {"layers": 1, "width": 16, "vocabulary_size": 100, "device": "cpu"}
+        >>> result = pretrain_mlm(rhymes, output="mlm", steps=3, **small)
+        >>> result.steps, result.folder.as_posix(), len(result.history.losses)
+        (3, 'mlm/final', 3)
     """
     options = Options(
         vocabulary_size=vocabulary_size,
