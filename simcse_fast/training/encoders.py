@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Where modules of transformers keep the probability that they pass on to attention.
+DROPOUTS = ("attention_dropout", "dropout", "dropout_p", "dropout_prob")
+
 
 class OnlyWhileTraining(torch.nn.Module):
     """What stands at the end of a model while it is trained, and is in no result."""
@@ -166,6 +169,38 @@ def layer_mean(layers: int, width: int, pooling: str) -> torch.nn.Module:
     kept = torch.nn.Parameter(weights, requires_grad=False)
     module: torch.nn.Module = WeightedLayerPooling(width, layers, start, layer_weights=kept)
     return module
+
+
+@contextmanager
+def with_dropout(encoder: Encoder, probability: float | None) -> Iterator[None]:
+    """Another probability of dropout within, in all layers; None changes nothing.
+
+    The configuration stays as it is, so that a model that is saved within keeps its own.
+
+    Raises:
+        InputError: the model has no dropout to set.
+    """
+    if probability is None:
+        yield
+        return
+    modules = () if encoder.static else encoder.model[0].modules()
+    places = [
+        (module, name)
+        for module in modules
+        for name in ("p", *DROPOUTS)
+        if isinstance(getattr(module, name, None), float)
+        and (name != "p" or isinstance(module, torch.nn.Dropout))
+    ]
+    if not places:
+        raise InputError(f"dropout: {encoder.name} has no dropout to set, got {probability:g}")
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, float(probability))
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
 
 
 def heads_of(model: SentenceTransformer) -> list[torch.nn.Module]:
