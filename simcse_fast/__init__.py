@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simcse_fast.ablations import Ablation, ablate
     from simcse_fast.attribution import (
         Attributions,
         integrated_gradients,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Ablation": "ablations",
     "Alignment": "metrics",
     "Attributions": "attribution",
     "BackendUnavailableError": "errors",
@@ -35,6 +37,7 @@ _HOME = {
     "InformationTable": "information",
     "Sparsified": "sparsity",
     "Uniformity": "metrics",
+    "ablate": "ablations",
     "alignment": "metrics",
     "attribute_file": "attribution.batch",
     "backends": "backend",
@@ -51,6 +54,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Ablation",
     "Alignment",
     "Attributions",
     "BackendUnavailableError",
@@ -60,6 +64,7 @@ __all__ = [
     "InformationTable",
     "Sparsified",
     "Uniformity",
+    "ablate",
     "alignment",
     "attribute_file",
     "backends",

@@ -50,6 +50,7 @@ class Encoder:
     model: SentenceTransformer
     static: bool
     name: str
+    plain: bool = False  # a transformer that came without a pooling
 
     def longest(self, max_length: int | None) -> int | None:
         """Tokens of a text at most: as asked for, and as the model can.
@@ -119,7 +120,7 @@ def load_encoder(
         )
     if pooling is not None or plain:
         set_pooling(loaded, pooling or "cls", supervised)
-    return Encoder(loaded, static=False, name=name)
+    return Encoder(loaded, static=False, name=name, plain=plain)
 
 
 def load(name: str, device: str | None) -> tuple[SentenceTransformer, bool]:
@@ -183,14 +184,7 @@ def with_dropout(encoder: Encoder, probability: float | None) -> Iterator[None]:
     if probability is None:
         yield
         return
-    modules = () if encoder.static else encoder.model[0].modules()
-    places = [
-        (module, name)
-        for module in modules
-        for name in ("p", *DROPOUTS)
-        if isinstance(getattr(module, name, None), float)
-        and (name != "p" or isinstance(module, torch.nn.Dropout))
-    ]
+    places = dropouts(encoder)
     if not places:
         raise InputError(f"dropout: {encoder.name} has no dropout to set, got {probability:g}")
     before = [getattr(module, name) for module, name in places]
@@ -201,6 +195,23 @@ def with_dropout(encoder: Encoder, probability: float | None) -> Iterator[None]:
     finally:
         for (module, name), value in zip(places, before, strict=True):
             setattr(module, name, value)
+
+
+def dropouts(encoder: Encoder) -> list[tuple[torch.nn.Module, str]]:
+    """Where a transformer has probabilities of dropout: modules and their attributes."""
+    modules = () if encoder.static else encoder.model[0].modules()
+    return [
+        (module, name)
+        for module in modules
+        for name in (("p",) if isinstance(module, torch.nn.Dropout) else DROPOUTS)
+        if isinstance(getattr(module, name, None), float)
+    ]
+
+
+def dropout_of(encoder: Encoder) -> float | None:
+    """The probability of dropout, where all layers have one."""
+    found = {getattr(module, name) for module, name in dropouts(encoder)}
+    return found.pop() if len(found) == 1 else None
 
 
 def heads_of(model: SentenceTransformer) -> list[torch.nn.Module]:
