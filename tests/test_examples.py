@@ -65,7 +65,8 @@ def test_docstrings(name, tmp_path, tmp_path_factory, monkeypatch):
     module = importlib.import_module(name)
     # At hand in every example, as after the README's first lines.
     names = {name: getattr(simcse_fast, name) for name in simcse_fast.__all__} | {"torch": torch}
-    if name.startswith(("simcse_fast.attribution", "simcse_fast.sparsity")):
+    rooms = ("simcse_fast.ablations", "simcse_fast.attribution", "simcse_fast.sparsity")
+    if name.startswith(rooms):
         names["encoder"] = encoder(tmp_path_factory.getbasetemp() / "encoder")
     result = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

@@ -75,10 +75,14 @@ def ablate(
     Reference: Gao, Yao and Chen 2021, arXiv 2104.08821.
 
     Example:
-        >>> pairs = [("cats chase mice", "mice chase cats", 5.0), ("cats", "mice", 1.0)]
-        >>> found = ablate(  # doctest: +SKIP
-        ...     "bert-base-uncased", "wiki.txt", development=pairs, vary="dropout", output="runs/a"
-        ... )
+        >>> encoder.save("start", create_model_card=False)  # any folder or name will do
+        >>> texts = ["cats chase mice.", "mice chase cats.", "cats.", "mice."]
+        >>> pairs = [(texts[0], texts[1], 5.0), (texts[2], texts[3], 1.0)]
+        >>> options = {"steps": 1, "batch_size": 2, "seeds": 2, "development": pairs}
+        >>> vary = {"calm": {"dropout": 0.0}, "wild": {"dropout": 0.5}}
+        >>> found = ablate("start", texts, output="runs", vary=vary, **options)
+        >>> [(one["configuration"], one["runs"]) for one in found.summary()]
+        [('calm', 2), ('wild', 2)]
     """
     if not isinstance(model, str | os.PathLike):
         raise TypeError(

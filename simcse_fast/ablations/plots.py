@@ -28,6 +28,7 @@ LABELS = {
     "own": "configurations",
 }
 ACROSS = 3  # panels side by side
+BESIDE = 0.2  # of the way to the next configuration: where the seeds' dots are
 
 
 def plot_scores(result: Ablation) -> Figure:
@@ -44,11 +45,11 @@ def plot_scores(result: Ablation) -> Figure:
                 if (row["group"], row["configuration"]) == (group, one["configuration"])
                 and row["development"] is not None
             ]
-            ax.plot([place] * len(scores), scores, ".", color="0.6", markersize=4, zorder=1)
+            ax.plot([place + BESIDE] * len(scores), scores, ".", color="0.4", markersize=4)
             if one["development"] is not None:
                 ax.errorbar(
                     *(place, one["development"], one["development_deviation"]),
-                    fmt="o", color=COLOURS[0], capsize=3, markersize=5, zorder=2,
+                    fmt="o", color=COLOURS[0], capsize=3, markersize=5,
                 )  # fmt: skip
         names = [one["configuration"] for one in members]
         ax.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)

@@ -119,8 +119,11 @@ class Ablation:
             writer.writerows(summary)
         with written_whole(self.folder / "table.md") as unfinished:
             unfinished.write_text(self.table() + "\n", encoding="utf-8")
-        for name, figure in (("scores", self.plot()), ("trajectories", self.plot_trajectories())):
-            for ending in ("svg", "png") if figure is not None else ():
+        figures = {"scores": self.plot(), "trajectories": self.plot_trajectories()}
+        for name, figure in figures.items():
+            if figure is None:
+                continue
+            for ending in ("svg", "png"):
                 with written_whole(self.folder / f"{name}.{ending}") as unfinished:
                     figure.savefig(unfinished, format=ending, dpi=150)
 

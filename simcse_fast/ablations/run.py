@@ -93,11 +93,13 @@ def run(request: Request, say: Callable[[str], None]) -> Ablation:
             where = f"{one.group}, {one.name}"
             plan_of(encoder, options_of(one.options, where), sources[one.source], where)
         store = Store(request.output)
-        store.begin(settings(request, encoder, sources, pairs))
+        with store.alone("settings"):
+            store.begin(settings(request, encoder, sources, pairs))
         probes = {name: Probe(encoder.model, *columns) for name, columns in pairs.items()}
         runs = all_runs(Bench(request, store, sources, probes), found)
         result = Ablation(rows(found, request.seeds, runs), tuple(notes), request.output)
-        result.save()
+        with store.alone("results"):
+            result.save()
     return result
 
 
@@ -164,26 +166,39 @@ def settings(
 
 def all_runs(bench: Bench, found: list[Configuration]) -> dict[str, dict[str, Any]]:
     """Every run by its name: the first seed of all configurations, then the second, ..."""
-    request, runs = bench.request, {}
-    wanted = {one.run(seed): (one, seed) for seed in range(request.seeds) for one in found}
-    for name, (_, seed) in wanted.items():
-        known = bench.store.run(name)
-        if known is not None and is_enough(bench, name, known, seed):
-            runs[name] = known
-    missing = {name: made for name, made in wanted.items() if name not in runs}
+    seeds = range(bench.request.seeds)
+    wanted = {one.run(seed): (one, seed) for seed in seeds for one in found}
+    runs: dict[str, dict[str, Any]] = {}
     try:
-        with bar(len(missing), " runs", "training", show=True) as shown:
-            for name, (configuration, seed) in missing.items():
-                runs[name] = one_run(bench, name, configuration, seed)
-                bench.store.keep(name, runs[name])
-                if shown is not None:
-                    shown.update(1)
+        with bar(len(wanted), " runs", "ablating", show=True) as shown:
+            for wait in (False, True):  # at the end for those that other processes are at
+                for name in [name for name in wanted if name not in runs]:
+                    run = kept_or_made(bench, name, *wanted[name], wait=wait)
+                    if run is None:
+                        continue
+                    runs[name] = run
+                    if shown is not None:
+                        shown.update(1)
     except KeyboardInterrupt as stop:
+        kept = sum(bench.store.run(name) is not None for name in wanted)
         raise KeyboardInterrupt(
-            f"{len(runs)} of {len(wanted)} runs are done and in {request.output}; the same again "
-            "goes on"
+            f"{kept} of {len(wanted)} runs are in {bench.request.output}; the same again goes on"
         ) from stop
     return runs
+
+
+def kept_or_made(
+    bench: Bench, name: str, configuration: Configuration, seed: int, *, wait: bool
+) -> dict[str, Any] | None:
+    """A run; None while another process makes it."""
+    with bench.store.alone(name, wait=wait) as mine:
+        if not mine:
+            return None
+        run = bench.store.run(name)
+        if run is None or not is_enough(bench, name, run, seed):
+            run = one_run(bench, name, configuration, seed)
+            bench.store.keep(name, run)
+    return run
 
 
 def is_enough(bench: Bench, name: str, known: dict[str, Any], seed: int) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +14,7 @@ from simcse_fast.files import written_whole
 from simcse_fast.training.sealed import UnwritableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SETTINGS = "settings.json"
@@ -20,7 +24,11 @@ HASHED = ("model", "sentences", "triplets", "development", "test")
 
 @dataclass(frozen=True)
 class Store:
-    """Args: folder: of all that an ablation writes."""
+    """What an ablation writes; several processes may work at one.
+
+    Args:
+        folder: of all of it.
+    """
 
     folder: Path
 
@@ -36,7 +44,6 @@ class Store:
         if then is None:
             if any(self.folder.glob("runs/*.json")):
                 raise InputError(f"output: {path} cannot be read; name another folder")
-            (self.folder / "runs").mkdir(parents=True, exist_ok=True)
             write(path, settings)
             return
         for name in {**settings, **then}:
@@ -55,6 +62,29 @@ class Store:
     def keep(self, name: str, run: dict[str, Any]) -> None:
         """Write what a run came to."""
         write(self.folder / "runs" / f"{name}.json", run)
+
+    @contextmanager
+    def alone(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Whether no other process is within under this name; the system frees it if one dies."""
+        lock = self.folder / "runs" / f"{name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with lock.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError:
+                    yield False
+                    return
+                except OSError:  # a file system without locks
+                    pass
+                # One that was waited for has removed the file: a lock on it keeps nobody out.
+                if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    continue
+                try:
+                    yield True
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
 
     def model(self, name: str) -> Path:
         """The folder of a run's model, if it is kept."""

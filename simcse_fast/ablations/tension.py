@@ -113,4 +113,4 @@ def learn(loss: Any, optimizer: torch.optim.Optimizer, collate: Collator, batch:
     value.backward()
     torch.nn.utils.clip_grad_norm_(loss.parameters(), CLIP)
     optimizer.step()
-    return value.item()
+    return float(value.detach())
