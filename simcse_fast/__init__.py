@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simcse_fast.ablations import Ablation, ablate
     from simcse_fast.attribution import (
         Attributions,
         integrated_gradients,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Ablation": "ablations",
     "Alignment": "metrics",
     "Attributions": "attribution",
     "BackendUnavailableError": "errors",
@@ -39,6 +41,7 @@ _HOME = {
     "Sparsified": "sparsity",
     "Study": "studies",
     "Uniformity": "metrics",
+    "ablate": "ablations",
     "alignment": "metrics",
     "attribute_file": "attribution.batch",
     "backends": "backend",
@@ -57,6 +60,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Ablation",
     "Alignment",
     "Attributions",
     "BackendUnavailableError",
@@ -68,6 +72,7 @@ __all__ = [
     "Sparsified",
     "Study",
     "Uniformity",
+    "ablate",
     "alignment",
     "attribute_file",
     "backends",

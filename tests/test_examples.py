@@ -20,7 +20,9 @@ MODULES = sorted(
     module.name for module in pkgutil.walk_packages(simcse_fast.__path__, "simcse_fast.")
 )
 SENTENCES = "the sun gives energy and light\nthe wind gives energy\na cat sat in the sun\n" * 20
-ENCODED = ("simcse_fast.attribution", "simcse_fast.sparsity", "simcse_fast.studies")
+ENCODED = tuple(
+    f"simcse_fast.{room}" for room in ("ablations", "attribution", "sparsity", "studies")
+)
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cats", "chase", "mice", "."]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from simcse_fast import __version__
+from simcse_fast.cli.ablate import add_ablate
 from simcse_fast.cli.common import BAD_INPUT, INTERRUPTED, Parser, complain
 from simcse_fast.cli.demo import add_demo
 from simcse_fast.cli.evaluate import add_evaluate
@@ -78,6 +79,7 @@ def parser() -> Parser:
         add_information,
         add_study,
         add_sparsify,
+        add_ablate,
         add_info,
     )
     for add in every:

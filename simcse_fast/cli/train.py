@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, bold, number, say, whole, write_json, write_lines
 from simcse_fast.errors import InputError
-from simcse_fast.training.options import DUPLICATES, POOLINGS
+from simcse_fast.training.options import AUGMENTATIONS, DUPLICATES, LOSSES, POOLINGS
 
 if TYPE_CHECKING:
     import argparse
@@ -81,6 +81,21 @@ def add_recipe(train: Parser) -> None:
         metavar="X",
         help="of a masked language model's loss besides; SimCSE: 0.1 (0)",
     )
+    recipe.add_argument("--dropout", type=number, metavar="X", help="the model's own")
+    recipe.add_argument(
+        "--augmentation",
+        choices=AUGMENTATIONS,
+        default="none",
+        help="what makes the second view of a sentence (none: dropout alone)",
+    )
+    recipe.add_argument(
+        "--augmentation-share",
+        type=number,
+        default=0.1,
+        metavar="X",
+        help="of the words that crop and delete take out (0.1)",
+    )
+    recipe.add_argument("--loss", choices=LOSSES, default="info_nce", help="info_nce")
     recipe.add_argument("--seed", type=whole(0), default=0, metavar="N", help="0")
 
 

@@ -34,11 +34,10 @@ def trainer_arguments(kind: Any, output: Path, device: str | None, **options: An
     try:
         arguments = kind(
             output_dir=str(output),
-            save_strategy="steps",
             logging_nan_inf_filter=False,
             disable_tqdm=True,
             use_cpu="cpu" in (device, best_device()),
-            **options,
+            **{"save_strategy": "steps", **options},
         )
     except OSError as error:
         reason = error.strerror or str(error)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from simcse_fast.training.augmentation import Shortener
     from simcse_fast.training.masking import Hider
     from simcse_fast.training.tokens import TokenData
 
@@ -99,6 +100,8 @@ class Collator:
         mask_duplicates: pass the numbers of the sentences, if any key repeats another.
         share: this process and how many there are.
         hider: of tokens for a masked language model, if there is one.
+        shorten: makes the second view of a text; None: its twin.
+        one_mask: one view stands for both, which dropout would not tell apart.
     """
 
     def __init__(
@@ -111,13 +114,15 @@ class Collator:
         mask_duplicates: bool = True,
         share: tuple[int, int] = (0, 1),
         hider: Hider | None = None,
+        shorten: Shortener | None = None,
+        one_mask: bool = False,
     ) -> None:
         self.data, self.static, self.twins = data, static, twins
         self.pad, self.side = padding
-        self.number_of_views = 2 if twins else len(data.columns)
         self.keys = data.columns if len(data.columns) == 1 else data.columns[1:]
         self.mask = mask_duplicates and self.repeats(data.rows) > 0
-        self.share, self.hider = share, hider
+        self.share, self.hider, self.shorten = share, hider, shorten
+        self.copies = 2 if twins and not static and not one_mask and shorten is None else 1
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Tensors and figures of one batch.
@@ -136,11 +141,15 @@ class Collator:
         taken = [column.take(rows) for column in self.data.columns]
         if self.twins and self.static:
             taken = halves(*taken[0], rows, batch.key)
+        real = self.tokens(batch.rows)
+        if self.shorten is not None:
+            ids, lengths = self.data.columns[0].take(batch.rows)
+            ids, lengths = self.shorten(ids, lengths, batch.rows, batch.key)
+            real += len(ids)
+            taken.append((ids[inside(lengths, own)], lengths[own]))
         views = [self.flat(*one) if self.static else self.padded(*one) for one in taken]
-        if self.twins and not self.static:
-            views *= 2
-        content: dict[str, Any] = {"columns": views, "rows": torch.from_numpy(rows)}
-        content["real"] = self.tokens(batch.rows)
+        views *= self.copies
+        content: dict[str, Any] = {"columns": views, "rows": torch.from_numpy(rows), "real": real}
         if self.hider is not None:
             content |= self.masked(batch, own, self.hider)
         content["repeats"] = 0
@@ -155,10 +164,9 @@ class Collator:
         return len(texts) - len(np.unique(texts))
 
     def tokens(self, rows: NDArray[np.int64]) -> int:
-        """Tokens of all views of these rows."""
+        """Tokens of all views of these rows, shortened ones aside."""
         count = sum(int((c.offsets[rows + 1] - c.offsets[rows]).sum()) for c in self.data.columns)
-        views = 2 if self.twins and not self.static else 1
-        return count * (views if self.hider is None else views + 1)
+        return count * (self.copies if self.hider is None else self.copies + 1)
 
     def masked(self, batch: Batch, own: slice, hider: Hider) -> dict[str, Any]:
         """This process's sentences with hidden tokens.
@@ -172,8 +180,7 @@ class Collator:
             ids, lengths = column.take(batch.rows)
             shown, targets = hider(ids, rng)
             guessed += int(np.count_nonzero(targets))
-            ends = np.cumsum(lengths)[own]
-            flat = slice(int(ends[0] - lengths[own][0]), int(ends[-1]))
+            flat = inside(lengths, own)
             views.append(self.padded(shown[flat], lengths[own], targets[flat]))
         return {"masked": views, "guessed": guessed}
 
@@ -207,6 +214,12 @@ class Collator:
             matrices[TARGETS][real] = targets
         matrices["attention_mask"] = real.astype(np.int64)
         return {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
+
+
+def inside(lengths: NDArray[np.int64], own: slice) -> slice:
+    """Where the tokens of some texts are, among those of all."""
+    ends = np.cumsum(lengths)[own]
+    return slice(int(ends[0] - lengths[own][0]), int(ends[-1]))
 
 
 def halves(

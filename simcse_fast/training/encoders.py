@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Where modules of transformers keep the probability that they pass on to attention.
+DROPOUTS = ("attention_dropout", "dropout", "dropout_p", "dropout_prob")
+
 
 class OnlyWhileTraining(torch.nn.Module):
     """What stands at the end of a model while it is trained, and is in no result."""
@@ -47,6 +50,7 @@ class Encoder:
     model: SentenceTransformer
     static: bool
     name: str
+    plain: bool = False  # a transformer that came without a pooling
 
     def longest(self, max_length: int | None) -> int | None:
         """Tokens of a text at most: as asked for, and as the model can.
@@ -116,7 +120,7 @@ def load_encoder(
         )
     if pooling is not None or plain:
         set_pooling(loaded, pooling or "cls", supervised)
-    return Encoder(loaded, static=False, name=name)
+    return Encoder(loaded, static=False, name=name, plain=plain)
 
 
 def load(name: str, device: str | None) -> tuple[SentenceTransformer, bool]:
@@ -166,6 +170,48 @@ def layer_mean(layers: int, width: int, pooling: str) -> torch.nn.Module:
     kept = torch.nn.Parameter(weights, requires_grad=False)
     module: torch.nn.Module = WeightedLayerPooling(width, layers, start, layer_weights=kept)
     return module
+
+
+@contextmanager
+def with_dropout(encoder: Encoder, probability: float | None) -> Iterator[None]:
+    """Another probability of dropout within, in all layers; None changes nothing.
+
+    The configuration stays as it is, so that a model that is saved within keeps its own.
+
+    Raises:
+        InputError: the model has no dropout to set.
+    """
+    if probability is None:
+        yield
+        return
+    places = dropouts(encoder)
+    if not places:
+        raise InputError(f"dropout: {encoder.name} has no dropout to set, got {probability:g}")
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, float(probability))
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
+def dropouts(encoder: Encoder) -> list[tuple[torch.nn.Module, str]]:
+    """Where a transformer has probabilities of dropout: modules and their attributes."""
+    modules = () if encoder.static else encoder.model[0].modules()
+    return [
+        (module, name)
+        for module in modules
+        for name in (("p",) if isinstance(module, torch.nn.Dropout) else DROPOUTS)
+        if isinstance(getattr(module, name, None), float)
+    ]
+
+
+def dropout_of(encoder: Encoder) -> float | None:
+    """The probability of dropout, where all layers have one."""
+    found = {getattr(module, name) for module, name in dropouts(encoder)}
+    return found.pop() if len(found) == 1 else None
 
 
 def heads_of(model: SentenceTransformer) -> list[torch.nn.Module]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from simcse_fast.gradient_cache import GradientCache
 from simcse_fast.losses.info_nce import info_nce
 from simcse_fast.training.masking import TARGETS
+from simcse_fast.training.textbook import textbook
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ class Contrast:
     mini_batch_tokens: int | None
     memory_share: float
     processes: int
+    loss: str = "info_nce"
 
 
 class Objective(nn.Module):
@@ -64,8 +66,10 @@ class Objective(nn.Module):
         embeddings = self.together(columns) if self.static else self.cached(every)
         embeddings, sums = embeddings[: len(columns)], embeddings[len(columns) :]
         self.embeddings = [embedding.detach() for embedding in embeddings]
-        query, *keys = embeddings
-        loss = info_nce(
+        # One column is both: its views are under the same dropout mask, and so the same.
+        query, *keys = embeddings if len(columns) > 1 else [*embeddings] * 2
+        contrast = textbook if self.contrast.loss == "textbook" else info_nce
+        loss = contrast(
             query,
             torch.cat(keys),
             temperature=self.contrast.temperature,

@@ -10,6 +10,9 @@ from simcse_fast.errors import InputError
 
 POOLINGS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last")
 DUPLICATES = ("mask", "keep")
+SHORTENED = ("crop", "delete", "delete_one")  # ways to take words out of the second view
+AUGMENTATIONS = ("none", "fixed_mask", *SHORTENED)
+LOSSES = ("info_nce", "textbook")
 # Unsupervised and supervised SimCSE (Gao et al. 2021, appendix A), and what a static model, whose
 # words all start at random, learns with.
 RECIPES = {
@@ -47,14 +50,20 @@ class Options:
     mini_batch_tokens: int | None
     memory_share: float
     mlm_weight: float
+    dropout: float | None
+    augmentation: str
+    augmentation_share: float
+    loss: str
 
     def __post_init__(self) -> None:
         for name, least in WHOLE.items():
             check_whole(name, getattr(self, name), least)
         for name, (zero, high) in RANGES.items():
             check_range(name, getattr(self, name), zero=zero, high=high)
-        if self.duplicates not in DUPLICATES:
-            raise InputError(f"duplicates: expected mask or keep, got {self.duplicates!r}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                listed = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise InputError(f"{name}: expected {listed}, got {getattr(self, name)!r}")
         if self.bf16 and self.fp16:
             raise InputError("fp16: expected bf16 or fp16, got both")
         if self.epochs is not None and self.steps is not None:
@@ -88,7 +97,10 @@ RANGES = {
     "weight_decay": (True, math.inf),
     "mlm_weight": (True, math.inf),
     "memory_share": (True, 1.0),
+    "dropout": (True, 1.0),
+    "augmentation_share": (False, 1.0),
 }
+CHOICES = {"duplicates": DUPLICATES, "augmentation": AUGMENTATIONS, "loss": LOSSES}
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
@@ -109,5 +121,7 @@ def check_range(name: str, value: Any, *, zero: bool, high: float) -> None:
         raise TypeError(f"{name}: expected a number, got {value!r}")
     enough = value >= 0 if zero else value > 0
     if not (enough and value <= high) or value == math.inf:
-        limits = f"in [0, {high:g}]" if high == 1 else (">= 0" if zero else "> 0")
+        limits = (
+            f"in {'[' if zero else '('}0, {high:g}]" if high == 1 else (">= 0" if zero else "> 0")
+        )
         raise InputError(f"{name}: expected a finite number {limits}, got {value}")

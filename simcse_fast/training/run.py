@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +14,17 @@ from transformers.utils import logging
 
 from simcse_fast.errors import InputError
 from simcse_fast.training.arguments import check_device, check_reports, trainer_arguments
+from simcse_fast.training.augmentation import shortener
 from simcse_fast.training.batches import Collator, Order
 from simcse_fast.training.checkpoints import Checkpoints
-from simcse_fast.training.encoders import drop_heads, head_parameters, load_encoder
+from simcse_fast.training.encoders import drop_heads, load_encoder, with_dropout
 from simcse_fast.training.history import History
+from simcse_fast.training.identity import decisive
 from simcse_fast.training.interrupts import TrainingInterrupted, stop_on_signals
 from simcse_fast.training.masking import add_masking
 from simcse_fast.training.objective import Contrast, Objective
-from simcse_fast.training.options import EVALUATION_STEPS, MAX_LENGTH
+from simcse_fast.training.observer import Watch
+from simcse_fast.training.options import EVALUATION_STEPS, MAX_LENGTH, SHORTENED
 from simcse_fast.training.progress import Progress
 from simcse_fast.training.sealed import made, writing
 from simcse_fast.training.text_encoder import TextEncoder
@@ -40,11 +42,11 @@ if TYPE_CHECKING:
     from simcse_fast.training.encoders import Encoder
     from simcse_fast.training.interrupts import StopRequest
     from simcse_fast.training.masking import Masking
+    from simcse_fast.training.observer import Observe
     from simcse_fast.training.options import Options
     from simcse_fast.training.tokens import TokenData
 
 FINAL = "final"
-SAMPLE = 1024  # weights of each matrix that identify a model
 LOGGING_STEPS = 10
 TIMEOUT = 6 * 3600  # seconds that processes wait for the one that tokenizes
 
@@ -59,6 +61,9 @@ class Places:
     resume: bool
     report_to: str | list[str]
     device: str | None
+    save: bool
+    observe: Observe | None
+    observe_steps: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ def run(
                 data = token_data(source, argument, ids, places.cache, say)
             supervised, processes = argument == "triplets", arguments.world_size
             plan = make_plan(encoder, masking, data, options, supervised, processes)
-            return carry_out(plan, arguments, evaluator, places, say)
+            with with_dropout(encoder, options.dropout):
+                return carry_out(plan, arguments, evaluator, places, say)
         finally:
             drop_heads(encoder.model)  # a model that was passed in may be trained again
 
@@ -133,6 +139,7 @@ def training_arguments(options: Options, places: Places) -> SentenceTransformerT
         fp16=options.fp16,
         warmup_steps=options.warmup,
         weight_decay=options.weight_decay,
+        save_strategy="steps" if places.save else "no",
         save_steps=options.save_steps,
         eval_strategy="no" if places.evaluate is None else "steps",
         eval_steps=options.evaluation_steps or EVALUATION_STEPS,
@@ -175,6 +182,7 @@ def make_plan(
     rows = data.report.rows
     if options.symmetric and len(data.columns) > 2:  # noqa: PLR2004 - anchors and positives
         raise InputError("symmetric: needs pairs, the data has negatives too")
+    check_views(encoder, options, supervised, processes)
     if options.batch_size is not None and options.batch_size > rows:
         raise InputError(f"batch_size: got {options.batch_size}, the data has {rows} rows")
 
@@ -198,6 +206,16 @@ def make_plan(
         steps=options.steps or max(round(recipe("epochs") * per_epoch), 1),
         learning_rate=recipe("learning_rate"),
     )
+
+
+def check_views(encoder: Encoder, options: Options, supervised: bool, processes: int) -> None:
+    """Refuse ways to make views, and to contrast them, that are not for this model or data."""
+    if options.augmentation != "none" and (supervised or encoder.static):
+        own = "triplets have" if supervised else "a static model has"
+        what = "their positives" if supervised else "halves of the words"
+        raise InputError(f"augmentation: {own} {what} as views, got {options.augmentation!r}")
+    if options.loss == "textbook" and processes > 1:
+        raise InputError(f"loss: textbook is for one process, got {processes}")
 
 
 def carry_out(
@@ -225,7 +243,7 @@ def carry_out(
     for note in notes:
         say(note)
     with stop_on_signals() as stop, told_where_to_go_on(checkpoints):
-        run_ = assemble(plan, arguments, checkpoints, evaluator, start, stop)
+        run_ = assemble(plan, arguments, checkpoints, evaluator, start, stop, places)
         trainer = SimCSETrainer(run_, model=plan.encoder.model, args=arguments)
         trainer.add_callback(Progress(run_.history))
         if evaluator is not None and start is None:
@@ -235,14 +253,16 @@ def carry_out(
         trainer.train_from(start, plan.steps)
         steps = len(run_.history.losses)
         if stop.asked and not trainer.is_over(plan.steps):
+            kept = f"{checkpoints.path(steps)} is whole, resume goes on from it"
             raise TrainingInterrupted(
-                f"training was stopped; {checkpoints.path(steps)} is whole, resume goes on from it"
+                f"training was stopped; {kept if places.save else 'nothing was to be saved'}"
             )
         trainer.load_best()
-        model = plan.encoder.model
-        folder = save_final(model, places.output, trainer.is_world_process_zero())
+        folder = finish(plan.encoder.model, places, first=trainer.is_world_process_zero())
         trainer.accelerator.wait_for_everyone()
-    return TrainingResult(model, run_.history, folder, plan.data.report, steps, tuple(notes))
+    return TrainingResult(
+        plan.encoder.model, run_.history, folder, plan.data.report, steps, tuple(notes)
+    )
 
 
 def where_to_start(checkpoints: Checkpoints, *, resume: bool) -> Path | None:
@@ -280,6 +300,7 @@ def assemble(
     evaluator: EmbeddingSimilarityEvaluator | None,
     start: Path | None,
     stop: StopRequest,
+    places: Places,
 ) -> Run:
     """Batches and loss of a run."""
     options, encoder = plan.options, plan.encoder
@@ -289,7 +310,14 @@ def assemble(
         options.mini_batch_tokens,
         options.memory_share,
         arguments.world_size,
+        options.loss,
     )
+    shorten = watch = None
+    if places.observe is not None:
+        watch = Watch(encoder.model, places.observe, places.observe_steps)
+    if options.augmentation in SHORTENED:
+        share = options.augmentation_share
+        shorten = shortener(encoder.model.tokenizer, options.augmentation, share)
     return Run(
         order=Order(plan.data.rows, plan.batch_size, options.seed),
         collate=Collator(
@@ -300,6 +328,8 @@ def assemble(
             mask_duplicates=options.duplicates == "mask",
             share=(arguments.process_index, arguments.world_size),
             hider=None if plan.masking is None else plan.masking.hider,
+            shorten=shorten,
+            one_mask=options.augmentation == "fixed_mask",
         ),
         objective=Objective(encoder.model, contrast, static=encoder.static, masking=plan.masking),
         checkpoints=checkpoints,
@@ -307,54 +337,18 @@ def assemble(
         patience=options.patience,
         history=History.load(start) if start else History(),
         stop=stop,
+        save=places.save,
+        watch=watch,
     )
 
 
-def decisive(
-    plan: Plan, evaluator: EmbeddingSimilarityEvaluator | None, processes: int
-) -> dict[str, Any]:
-    """All that decides what is learned; checkpoints that differ in it do not mix."""
-    given = asdict(plan.options)
-    for name in ("epochs", "save_steps", "keep_checkpoints", "memory_share"):
-        del given[name]
-    if evaluator is None:
-        del given["evaluation_steps"], given["patience"]
-    return given | {
-        "model": weights_of(plan.encoder.model),
-        "data": plan.data.content,
-        "evaluate": evaluator and pairs_hash(evaluator),
-        "batch_size": plan.batch_size,
-        "steps": plan.steps,
-        "learning_rate": plan.learning_rate,
-        "max_length": plan.data.report.max_length,
-        "processes": processes,
-    }
-
-
-def pairs_hash(evaluator: EmbeddingSimilarityEvaluator) -> str:
-    """What stands for the evaluation's pairs in a checkpoint."""
-    pairs = (evaluator.sentences1, evaluator.sentences2, evaluator.scores)
-    return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
-
-
-def weights_of(model: SentenceTransformer) -> str:
-    """A hash of the model to begin with: of shapes and of a sample of its weights."""
-    content = hashlib.sha256()
-    ours = {id(parameter) for parameter in head_parameters(model).values()}
-    for name, value in model.named_parameters():
-        if id(value) in ours:
-            continue
-        flat = value.detach().reshape(-1)
-        sample = flat[:: max(len(flat) // SAMPLE, 1)].double().cpu().numpy()
-        content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + sample.tobytes())
-    return content.hexdigest()[:16]
-
-
-def save_final(model: SentenceTransformer, output: Path, first: bool) -> Path:
-    """The model without its training head, as sentence-transformers saves it."""
-    folder = output / FINAL
+def finish(model: SentenceTransformer, places: Places, *, first: bool) -> Path:
+    """The model without its training head, saved as sentence-transformers does if it is to be."""
+    folder = places.output / FINAL
     drop_heads(model)
     model.eval()
+    if not places.save:
+        return folder
     # Without the first tag the card of a model that was loaded would be saved as it is.
     model.model_card_data.add_tags(["generated_from_trainer", "simcse"])
     if first:

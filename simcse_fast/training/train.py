@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.errors import InputError
-from simcse_fast.training.options import Options
+from simcse_fast.training.options import Options, check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ class TrainingResult:
 
     model: SentenceTransformer
     history: History
-    folder: Path  # of the model
+    folder: Path  # of the model, if it was to be saved
     data: DataReport
     steps: int
     notes: tuple[str, ...]  # what a person should know, a sentence each
@@ -58,11 +58,18 @@ def train(
     resume: bool = False,
     duplicates: str = "mask",
     mlm_weight: float = 0.0,
+    dropout: float | None = None,
+    augmentation: str = "none",
+    augmentation_share: float = 0.1,
+    loss: str = "info_nce",
     mini_batch_tokens: int | None = None,
     memory_share: float = 0.5,
     cache: str | Path | None = None,
     report_to: str | list[str] = "none",
     device: str | None = None,
+    save: bool = True,
+    observe: Callable[[SentenceTransformer, int], None] | None = None,
+    observe_steps: int = 10,
     say: Callable[[str], None] | None = None,
 ) -> TrainingResult:
     """Train a sentence encoder by contrast: SimCSE, with batches of any size in bounded memory.
@@ -111,11 +118,23 @@ def train(
         mlm_weight: of a masked language model's loss on the same sentences, added to the contrast:
             15 % of their tokens are to be guessed by the head that transformers has for this kind
             of encoder, which is not in the result; SimCSE tries 0.1.
+        dropout: probability of dropout in all layers of a transformer during this training; None is
+            the model's own, which it has again afterwards.
+        augmentation: what makes the second view of a sentence, for transformers: "none" (the same
+            sentence under another dropout mask), "fixed_mask" (under the same one), "crop" (words
+            that stand together), "delete" (without some words) or "delete_one" (without one).
+        augmentation_share: of the words that "crop" and "delete" take out, at least one word.
+        loss: "info_nce", or "textbook": the same by the matrix of all cosines, to compare with.
         mini_batch_tokens: tokens that a transformer embeds at once; see `GradientCache`.
         memory_share: share of the free memory that embedding a batch may take.
         cache: folder for token ids; by default in `output`.
         report_to: "tensorboard", "wandb", ..., as in transformers.
         device: "cpu", or None for the best there is.
+        save: False writes nothing but token ids: for a run whose model is not wanted on the disk.
+        observe: called with the model and the step before the first step, every `observe_steps`
+            and after the last; in evaluation mode, without graphs, and whatever it draws at random
+            changes nothing of the training. Of several processes the first one calls it.
+        observe_steps: steps between calls of `observe`.
         say: called with each sentence on what is being done.
 
     Returns:
@@ -150,12 +169,19 @@ def train(
         mini_batch_tokens=mini_batch_tokens,
         memory_share=memory_share,
         mlm_weight=mlm_weight,
+        dropout=dropout,
+        augmentation=augmentation,
+        augmentation_share=augmentation_share,
+        loss=loss,
     )
+    check_whole("observe_steps", observe_steps, 1)
     if (unsupervised is None) == (triplets is None):
         given = "neither" if triplets is None else "both"
         raise InputError(f"unsupervised: expected either unsupervised or triplets, got {given}")
     if patience is not None and evaluate is None:
         raise InputError("patience: needs evaluate, the pairs to evaluate on")
+    if not save and (resume or evaluate is not None):
+        raise InputError("save: resume and evaluate need checkpoints, got save=False")
     run = import_module("simcse_fast.training.run")  # torch's and transformers' imports wait here
     result: TrainingResult = run.run(
         model,
@@ -169,6 +195,9 @@ def train(
             resume=resume,
             report_to=report_to,
             device=device,
+            save=save,
+            observe=observe,
+            observe_steps=observe_steps,
         ),
         say=say or (lambda _: None),
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simcse_fast.training.history import History
     from simcse_fast.training.interrupts import StopRequest
     from simcse_fast.training.objective import Objective
+    from simcse_fast.training.observer import Watch
 
 HEAD = "head.safetensors"
 
@@ -43,6 +44,8 @@ class Run:
     patience: int | None
     history: History
     stop: StopRequest
+    save: bool
+    watch: Watch | None
 
 
 class Flow(TrainerCallback):  # type: ignore[misc]
@@ -56,7 +59,8 @@ class Flow(TrainerCallback):  # type: ignore[misc]
         """The step is done, its checkpoint not yet due."""
         self.run.history.seconds += time.perf_counter() - self.started
         if self.run.stop.agreed(args.device):
-            control.should_training_stop = control.should_save = True
+            control.should_training_stop = True
+            control.should_save = self.run.save
 
 
 class SimCSETrainer(WholeCheckpoints, SentenceTransformerTrainer):  # type: ignore[misc]
@@ -73,6 +77,8 @@ class SimCSETrainer(WholeCheckpoints, SentenceTransformerTrainer):  # type: igno
         )
         self.remove_callback(PrinterCallback)
         self.add_callback(self.flow)
+        if run.watch is not None:
+            self.add_callback(run.watch)
 
     def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:  # noqa: ARG002 - the parent's signature
         """Nothing to do: the ids are there."""
