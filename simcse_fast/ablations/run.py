@@ -20,10 +20,11 @@ from simcse_fast.encoding import evaluating
 from simcse_fast.errors import InputError
 from simcse_fast.progress import bar
 from simcse_fast.training import train
+from simcse_fast.training.arguments import check_device
 from simcse_fast.training.encoders import dropout_of, load_encoder
 from simcse_fast.training.identity import weights_of
 from simcse_fast.training.options import Options
-from simcse_fast.training.run import check_device, make_plan, quiet_transformers
+from simcse_fast.training.run import make_plan, quiet_transformers
 from simcse_fast.training.sealed import made, writing
 from simcse_fast.training.texts import read_scored_pairs
 

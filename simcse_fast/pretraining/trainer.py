@@ -101,7 +101,8 @@ class MlmTrainer(WholeCheckpoints):
         run.began = time.perf_counter() - run.history.seconds
 
         def factor(step: int) -> float:  # no method: a scheduler would save its object
-            return run.factor(step)
+            rate: float = run.factor(step)
+            return rate
 
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True

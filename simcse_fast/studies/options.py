@@ -88,7 +88,7 @@ def check_names(argument: str, given: Any, known: tuple[str, ...]) -> None:
         )
 
 
-def names_of(given: Any) -> tuple[str, ...]:
+def names_of(given: Any) -> tuple[Any, ...]:
     """One name, or several."""
     return (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
 

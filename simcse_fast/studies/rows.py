@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simcse_fast.information import InformationTable
+    from simcse_fast.studies.options import Quantity
     from simcse_fast.studies.points import Points
 
     Floats = NDArray[np.float64]
@@ -35,7 +36,7 @@ class Quantities:
     self_information: Floats
 
     @classmethod
-    def of(cls, table: InformationTable, names: Sequence[Any]) -> Quantities:
+    def of(cls, table: InformationTable, names: Sequence[Quantity]) -> Quantities:
         """Columns of a table."""
         values: dict[str, Floats] = {name: table.column(name) for name in names}
         return cls(values, table.column("count"), table.column(SELF))
