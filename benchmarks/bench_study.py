@@ -1,9 +1,9 @@
 """The study at work: python -m benchmarks.bench_study static|minilm [--rehearse].
 
-"static": word vectors trained by contrast from random numbers and from GloVe's, their lengths against
-information gain before and after; tables and plots go to docs/results. "minilm": what 2,000 sentences
-cost by each method under all-MiniLM-L6-v2, and what the regressions cost. `--rehearse` runs both on
-little text and writes nothing.
+"static": word vectors trained by contrast from random numbers and from GloVe's, their lengths
+against information gain before and after; tables and plots go to docs/results. "minilm": what 2,000
+sentences cost by each method under all-MiniLM-L6-v2, and what the regressions cost. `--rehearse`
+runs both on little text and writes nothing.
 """
 
 from __future__ import annotations
