@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {"layers": 1, "width": 16, "heads": 2, "vocabulary_size": 200, "max_length": 24}
 SMALL |= {"batch_tokens": 512, "evaluation_steps": 5, "save_steps": 4, "device": "cpu"}
+REPEATED = [" ".join([f"w{row % 25}"] * (4 + row % 9)) for row in range(400)]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,14 @@ def run(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def learned(folder):
-    """A run long enough to learn something."""
-    cache, more = folder / "cache", {"steps": 150, "learning_rate": 1e-2, "dropout": 0.0}
-    return pretrain_mlm(sentences(400), output=folder / "learned", cache=cache, **SMALL, **more)
+    """A run long enough to learn that a hidden word is the one around it."""
+    options = SMALL | {"width": 32, "steps": 100, "learning_rate": 1e-2, "dropout": 0.0}
+    options |= {"evaluation_steps": 50, "save_steps": 1000}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = pretrain_mlm(REPEATED, output=folder / "learned", **options)
+    torch.set_num_threads(threads)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +189,12 @@ def test_held_out_loss_and_accuracy_are_of_all_hidden_tokens(parts):
 
 
 def test_a_toy_corpus_is_learned(learned):
-    assert learned.before.loss == pytest.approx(np.log(learned.vocabulary_size), rel=0.02)
-    assert learned.after.loss < learned.before.loss - 1
-    assert learned.after.accuracy > learned.before.accuracy + 0.1
-    assert np.mean(learned.history.losses[-10:]) < np.mean(learned.history.losses[:10]) - 1
-    assert [one.step for one in learned.history.evaluations] == [0, *range(5, 151, 5)]
+    assert learned.before.loss == pytest.approx(np.log(learned.vocabulary_size), rel=0.05)
+    assert learned.after.loss < 1
+    assert learned.before.accuracy < 0.2
+    assert learned.after.accuracy > 0.8
+    assert np.mean(learned.history.losses[-5:]) < 1
+    assert [one.step for one in learned.history.evaluations] == [0, 50, 100]
     history = learned.history
     assert 0 < history.real_tokens <= history.padded_tokens < 1.1 * history.real_tokens
     assert 0.1 < history.guessed_tokens / history.real_tokens < 0.16
@@ -201,19 +208,17 @@ def test_the_result_is_a_model_of_transformers(learned, tmp_path):
     assert masked.config.hidden_dropout_prob == 0.1  # though it was pre-trained without
     tokenizer = AutoTokenizer.from_pretrained(learned.folder)
     assert tokenizer.model_max_length == 24
-    encoded = tokenizer("C1 t0w1 c2", "c3")
+    encoded = tokenizer("W1 w2 w3", "w4")
     assert tokenizer.convert_ids_to_tokens(encoded["input_ids"])[0] == "[CLS]"
-    assert tokenizer.decode(encoded["input_ids"]) == "[CLS] c1 t0w1 c2 [SEP] c3 [SEP]"
-    assert sorted(set(encoded["token_type_ids"])) == [0, 1]
+    assert tokenizer.decode(encoded["input_ids"]) == "[CLS] w1 w2 w3 [SEP] w4 [SEP]"
     plain = AutoModel.from_pretrained(learned.folder)
     assert torch.equal(
         plain.encoder.layer[0].output.dense.weight, masked.bert.encoder.layer[0].output.dense.weight
     )
     encoder = SentenceTransformer(str(learned.folder), device="cpu")
-    assert np.isfinite(encoder.encode(["c1 t0w1"])).all()
+    assert np.isfinite(encoder.encode(["w1 w2"])).all()
     options = {"steps": 2, "batch_size": 8, "mlm_weight": 0.1, "device": "cpu"}
-    texts = sentences(40)
-    going_on = train(str(learned.folder), unsupervised=texts, output=tmp_path, **options)
+    going_on = train(str(learned.folder), unsupervised=REPEATED, output=tmp_path, **options)
     assert not [note for note in going_on.notes if "begins with random weights" in note]
     assert going_on.history.mlm_losses[0] < learned.before.loss - 1  # its head goes on
 
