@@ -82,7 +82,7 @@ class Ablation:
             f"|:--|:--{'|--:' * len(names)}|",
         ]
         for one in summary:
-            cells = " | ".join(_cell(one, name) for name in names)
+            cells = " | ".join(told(one, name) for name in names)
             label = one["configuration"].replace("|", "\\|")
             lines.append(f"| {one['group']} | {label} | {cells} |")
         return "\n".join(lines)
@@ -136,7 +136,8 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cell(one: dict[str, Any], name: str) -> str:
+def told(one: dict[str, Any], name: str) -> str:
+    """Mean and deviation of a measure in a summary's line, as people read it."""
     value, deviation, places = one[name], one[f"{name}_deviation"], MEASURES[name]
     if value is None:
         return "\u2013"

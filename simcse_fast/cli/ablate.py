@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.ablations.groups import GROUPS
+from simcse_fast.ablations.result import MEASURES, told
 from simcse_fast.cli.common import Parser, bold, number, say, whole, write_json, write_lines
 from simcse_fast.errors import InputError
 from simcse_fast.training.options import POOLINGS
@@ -101,20 +102,12 @@ def ablate_command(options: argparse.Namespace) -> None:
 
 def page(result: Ablation) -> list[str]:
     """The result for people."""
-    names = [name for name in ("development", "test") if result.rows[0][name] is not None]
-    names += ["alignment", "uniformity", "loss", "seconds"]
-    lines = [f"{'':16}{'':20}{''.join(f'{name:>18}' for name in names)}"]
+    names = [name for name in MEASURES if name != "test" or result.rows[0]["test"] is not None]
+    lines = [f"{'':16}{'':20}{''.join(f'{name:>20}' for name in names)}"]
     lines += [
         f"{one['group']:16}{one['configuration']:20}"
-        + "".join(f"{told(one[name], one[f'{name}_deviation']):>18}" for name in names)
+        + "".join(f"{told(one, name):>20}" for name in names)
         for one in result.summary()
     ]
     lines += [f"{bold('Note')}    {note}" for note in result.notes]
     return [*lines, f"{bold('Tables')}  {result.folder.resolve()}"]
-
-
-def told(mean: float | None, deviation: float | None) -> str:
-    """Mean and deviation."""
-    if mean is None:
-        return "\u2013"
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} \u00b1 {deviation:.2f}"
