@@ -12,12 +12,13 @@ SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 PEERS := open_clip_torch lightly captum
 GPU_PEERS := memeff siglip-kernel inf-cl cut-cross-entropy liger-kernel
 TRITON := 3.9.0
+SITE := mkdocs-material "mkdocstrings[python]" ruff
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types sanitize bench bench-gpu tune-gpu test-gpu wheel clean
+.PHONY: help demo test lint types sanitize docs bench bench-gpu tune-gpu test-gpu wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -46,6 +47,10 @@ sanitize: ## the native library's tests under AddressSanitizer and UBSan
 	$(CXX) -std=c++17 $(SANITIZERS) -fopenmp -Wall -Wextra -Wno-psabi -Icsrc csrc/cpu/*.cpp \
 		tests/native/*.cpp -o build/sanitize/test_native
 	ASAN_OPTIONS=detect_leaks=0 build/sanitize/test_native
+
+# It reads the package's sources without importing them.
+docs: $(VENV)/.docs ## the site, into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(INSTALL) --no-deps cut-cross-entropy
@@ -93,6 +98,10 @@ $(VENV)/.base: constraints.txt
 
 $(VENV)/.demo: $(SETUP)
 	$(INSTALL) --no-build-isolation -e ".[demo]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(INSTALL) $(SITE)
 	touch $@
 
 # A build of torch with CUDA brings the Triton it was made for; beside one without, Triton's kernels
