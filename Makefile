@@ -79,9 +79,13 @@ tune-gpu: $(VENV)/.test ## time the tiles of the Triton kernels on the GPU at ha
 test-gpu: $(VENV)/.test ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(ARGS)
 
+# auditwheel names the oldest glibc that will do. libgomp stays out: it is torch's that must be used.
 wheel: $(VENV)/.test ## source distribution, and from it the wheel, into dist
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	SIMCSE_FAST_REQUIRE_NATIVE=1 $(BIN)/python -m build --no-isolation --outdir dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist \
+		dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
 
 clean: ## remove what the other targets made, runs/ aside
 	rm -rf $(VENV) build dist *.egg-info kernels/*.so .mypy_cache .pytest_cache .ruff_cache
