@@ -12,12 +12,13 @@ SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 PEERS := open_clip_torch lightly captum
 GPU_PEERS := memeff siglip-kernel inf-cl cut-cross-entropy liger-kernel
 TRITON := 3.9.0
+SITE := mkdocs-material "mkdocstrings[python]" ruff
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types sanitize bench bench-gpu tune-gpu test-gpu wheel clean
+.PHONY: help demo test lint types sanitize docs bench bench-gpu tune-gpu test-gpu wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -47,6 +48,10 @@ sanitize: ## the native library's tests under AddressSanitizer and UBSan
 		tests/native/*.cpp -o build/sanitize/test_native
 	ASAN_OPTIONS=detect_leaks=0 build/sanitize/test_native
 
+# It reads the package's sources without importing them.
+docs: $(VENV)/.docs ## the site, into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(INSTALL) --no-deps cut-cross-entropy
 	$(BIN)/python -m benchmarks.bench_info_nce
@@ -74,9 +79,13 @@ tune-gpu: $(VENV)/.test ## time the tiles of the Triton kernels on the GPU at ha
 test-gpu: $(VENV)/.test ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(ARGS)
 
+# auditwheel names the oldest glibc that will do. libgomp stays out: it is torch's that must be used.
 wheel: $(VENV)/.test ## source distribution, and from it the wheel, into dist
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	SIMCSE_FAST_REQUIRE_NATIVE=1 $(BIN)/python -m build --no-isolation --outdir dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist \
+		dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
 
 clean: ## remove what the other targets made, runs/ aside
 	rm -rf $(VENV) build dist *.egg-info kernels/*.so .mypy_cache .pytest_cache .ruff_cache
@@ -93,6 +102,10 @@ $(VENV)/.base: constraints.txt
 
 $(VENV)/.demo: $(SETUP)
 	$(INSTALL) --no-build-isolation -e ".[demo]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(INSTALL) $(SITE)
 	touch $@
 
 # A build of torch with CUDA brings the Triton it was made for; beside one without, Triton's kernels

@@ -15,6 +15,7 @@ from benchmarks import (
     report_gpu,
     report_information,
     report_training,
+    word_weights,
 )
 from benchmarks.harness import RESULTS
 
@@ -161,6 +162,11 @@ def attribution(folder: Path, page: Path) -> list[str]:
         lines += [*report_attribution.attention(result, machine(source)), origin(source), ""]
     if found:
         lines += report_attribution.rules([json.loads(path.read_text()) for path in found])
+    for path in sorted(folder.glob("word-weights-*.json")):
+        result = json.loads(path.read_text())
+        word_weights.plot(result["rows"][0], page.with_name("word-weights.svg"))
+        lines += ["## The words of one sentence", "", "![two kinds of weights](word-weights.svg)"]
+        lines += ["", origin(result["provenance"]), ""]
     return lines
 
 

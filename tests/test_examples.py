@@ -14,7 +14,7 @@ import simcse_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
 )
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(simcse_fast.__path__, "simcse_fast.")

@@ -1,16 +1,21 @@
 """Source distribution and wheel: what is in them, and that they work where they are installed."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
+from packaging.metadata import Metadata
 
 SMOKE = """
 import simcse_fast, torch
@@ -83,10 +88,17 @@ def source(repository, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def distributions(source, tmp_path_factory) -> tuple[Path, Path]:
-    """The source distribution, and the wheel built from it."""
-    out = tmp_path_factory.mktemp("dist")
+    """The source distribution, and the wheel built from it, as `make wheel` leaves them."""
+    out, repaired = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("repaired")
     build(source, out)
     (archive,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    if shutil.which("g++"):
+        run(
+            *(sys.executable, "-m", "auditwheel", "repair", "--exclude", "libgomp.so.1"),
+            *("--wheel-dir", str(repaired), str(wheel)),
+            PATH=os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"])),
+        )
+        (wheel,) = repaired.glob("*.whl")
     return archive, wheel
 
 
@@ -106,11 +118,45 @@ def test_source_distribution_carries_the_sources(distributions):
 @pytest.mark.usefixtures("compiler")
 def test_wheel_has_one_top_level_name_and_serves_every_python(distributions):
     wheel = distributions[1]
-    assert wheel.name.endswith(f"-py3-none-{sysconfig.get_platform().replace('-', '_')}.whl")
+    machine = platform.machine()
+    tag = re.fullmatch(rf"simcse_fast-[\d.]+-py3-none-manylinux_2_(\d+)_{machine}\.whl", wheel.name)
+    assert tag, wheel.name
+    assert int(tag[1]) <= int(platform.libc_ver()[1].split(".")[1])  # glibc's, 2.x
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"simcse_fast"}
-    assert {"simcse_fast/py.typed", "simcse_fast/kernels/libsimcse_fast.so"} <= set(names)
+    # Nothing beside it, as the folder simcse_fast.libs with an OpenMP runtime of its own would be.
+    assert {name.partition("/")[0] for name in names} == {
+        "simcse_fast",
+        wheel.name.partition("-py3")[0] + ".dist-info",
+    }
+    libraries = [name for name in names if ".so" in name]
+    assert libraries == ["simcse_fast/kernels/libsimcse_fast.so"]
+    assert "simcse_fast/py.typed" in names
+
+
+@pytest.mark.usefixtures("compiler")
+def test_library_takes_the_openmp_runtime_that_torch_has_loaded(distributions):
+    with (
+        zipfile.ZipFile(distributions[1]) as archive,
+        archive.open("simcse_fast/kernels/libsimcse_fast.so") as file,
+    ):
+        tags = list(ELFFile(file).get_section_by_name(".dynamic").iter_tags())
+    needed = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
+    assert "libgomp.so.1" in needed
+    assert not {tag.entry.d_tag for tag in tags} & {"DT_RPATH", "DT_RUNPATH"}
+    assert not [name for name in needed if "python" in name or "torch" in name]
+
+
+def test_metadata_is_valid_and_names_every_extra(distributions, repository):
+    with zipfile.ZipFile(distributions[1]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        found = Metadata.from_email(archive.read(name), validate=True)
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert str(found.version) == project["version"]
+    assert set(found.provides_extra) == set(project["optional-dependencies"])
+    assert found.license_expression == "Apache-2.0"
+    assert found.description_content_type == "text/markdown"
+    assert found.description.strip() == (repository / "README.md").read_text().strip()
 
 
 @pytest.mark.usefixtures("compiler")
