@@ -141,7 +141,7 @@ def information(folder: Path) -> list[str]:
         found = only(rows, part=part, sentences=count)
         ours = found["rate"]["ours, 1 thread"]
         beside = {peer.removesuffix(" + KL"): found["time_over_first"][peer]}
-        size = f"{found['tokens'] / 1e6:.1f} M tokens"
+        size = f"{found['tokens'] / 1e6:.1f} M tokens, one thread each"
         lines.append(row(f"{what}, {size}", f"{ours:.1f} M tokens/s", beside, by))
     return lines
 
