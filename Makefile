@@ -56,10 +56,12 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(INSTALL) --no-deps cut-cross-entropy
 	$(BIN)/python -m benchmarks.bench_info_nce
 	$(BIN)/python -m benchmarks.bench_information
+	$(BIN)/python -m benchmarks.information_chance
 	$(BIN)/python -m benchmarks.bench_training
 	$(BIN)/python -m benchmarks.bench_static
 	$(BIN)/python -m benchmarks.bench_attribution
 	$(BIN)/python -m benchmarks.attribution_rules
+	$(BIN)/python -m benchmarks.word_weights
 	$(BIN)/python -m benchmarks.bench_attention
 	$(BIN)/python -m benchmarks.bench_uniformity
 	$(BIN)/python -m benchmarks.bench_evaluation

@@ -1,4 +1,4 @@
-"""Tables and plots from benchmarks/results: python -m benchmarks.report."""
+"""Tables and plots from benchmarks/results, and README's table: python -m benchmarks.report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from benchmarks import (
     report_encoders,
     report_gpu,
     report_information,
+    report_readme,
     report_training,
     word_weights,
 )
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 OURS, EAGER, BARE = "simcse_fast", "eager", "three bare products"
 COLOURS = dict(
     zip(
@@ -229,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="by default that beside docs")
     options = parser.parse_args()
     plt.rcParams["svg.hashsalt"] = "simcse_fast"  # the same file from the same figures
     lines = [INTRODUCTION, ""]
@@ -248,6 +250,9 @@ def main() -> None:
     lines += encoders(options.results, options.page)
     options.page.write_text("\n".join(lines).rstrip() + "\n")
     print(options.page)
+    if readme := options.readme or (README if options.page == PAGE else None):
+        report_readme.write(readme, options.results)
+        print(readme)
 
 
 if __name__ == "__main__":
