@@ -22,6 +22,7 @@ ON_REFERENCE = re.compile(r"^::: (\S+)\.(\w+)$", re.MULTILINE)
 PUBLIC = (
     *("simcse_fast", "simcse_fast.losses", "simcse_fast.attribution", "simcse_fast.evaluation"),
     *("simcse_fast.information", "simcse_fast.sparsity", "simcse_fast.training"),
+    *("simcse_fast.studies", "simcse_fast.pretraining", "simcse_fast.ablations"),
 )
 READ_FROM_ENVIRONMENT = re.compile(
     r"""(?:environ(?:\.\w+)?|getenv)[\[(]\s*["'](\w+)["']|["'](\w+)["'] (?:not )?in os\.environ"""
