@@ -6,6 +6,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -153,8 +154,8 @@ def test_a_table_stands_for_the_corpus(pair, found):
     again = study(*pair, table, {"all": SENTENCES}, methods="ig", quantities="corrected", **QUIET)
     place = {"set": "all", "method": "ig", "quantity": "corrected"}
     # The same threshold of 10; other rounding.
-    both = zip(again.rows, found.select(**place), strict=True)
-    assert all(one == pytest.approx(other, rel=1e-9, nan_ok=True) for one, other in both)
+    expected = pd.DataFrame(found.select(**place))
+    pd.testing.assert_frame_equal(again.to_dataframe(), expected, rtol=1e-9, atol=1e-12)
     plain = information_gain(CORPUS, min_count=1, progress=False)
     with pytest.raises(ValueError, match=r'no column corrected; count it with correction="null"'):
         study(*pair, plain, SENTENCES, quantities="corrected", **QUIET)
@@ -282,7 +283,7 @@ def test_encoders_that_are_none(pair, tmp_path):
 
 def test_names_load_models_and_pooling_is_for_plain_ones(tmp_path):
     bert = str(save_bert(tmp_path / "bert"))
-    texts = sentences(20)
+    texts = sentences(4)
     mean, cls = (
         study(None, bert, sentences(400), texts, methods="ig", pooling=pooling, **QUIET)
         for pooling in (None, "cls")

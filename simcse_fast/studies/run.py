@@ -18,7 +18,7 @@ from simcse_fast.information import InformationTable, information_gain
 from simcse_fast.studies.options import Options, named_sets, names_of
 from simcse_fast.studies.points import Vocabulary, points_of
 from simcse_fast.studies.result import Study
-from simcse_fast.studies.rows import WORD, Quantities, rows_of
+from simcse_fast.studies.rows import OCCURRENCE, WORD, Quantities, rows_of
 from simcse_fast.studies.static import is_static, static_points
 from simcse_fast.training.encoders import load
 from simcse_fast.training.sealed import made
@@ -162,7 +162,7 @@ def concluded(
     quantities = Quantities.of(table, options.quantities)
     rows = []
     for (name, method), found in points.items():
-        levels = (WORD,) if static else ("occurrence", WORD)
+        levels = (WORD,) if static else (OCCURRENCE, WORD)
         draw = {"resamples": options.resamples, "seed": options.seed}
         rows += rows_of(found, quantities, levels, **draw, set=name, method=method)
     return Study(
