@@ -217,7 +217,7 @@ def test_the_result_is_a_model_of_transformers(learned, tmp_path):
     )
     encoder = SentenceTransformer(str(learned.folder), device="cpu")
     assert np.isfinite(encoder.encode(["w1 w2"])).all()
-    options = {"steps": 2, "batch_size": 8, "mlm_weight": 0.1, "device": "cpu"}
+    options = {"steps": 2, "batch_size": 8, "mlm_weight": 0.1, "device": "cpu", "max_length": 24}
     going_on = train(str(learned.folder), unsupervised=REPEATED, output=tmp_path, **options)
     assert not [note for note in going_on.notes if "begins with random weights" in note]
     assert going_on.history.mlm_losses[0] < learned.before.loss - 1  # its head goes on

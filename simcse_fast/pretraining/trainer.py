@@ -97,7 +97,7 @@ class MlmTrainer(WholeCheckpoints):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:  # noqa: ARG002 - the parent's signature
         """By the share of the run that is over, in steps or in time."""
-        run = self.run
+        run: Run = self.run
         run.began = time.perf_counter() - run.history.seconds
 
         def factor(step: int) -> float:  # no method: a scheduler would save its object
