@@ -1,4 +1,4 @@
-"""What large batches and corpora would cost: python -m benchmarks.scale [--draw].
+"""What large batches and corpora would cost: python -m benchmarks.scale.
 
 Counts bytes and memory of many ranks on gloo, and of Spark on invented corpora, compares them with
 the formulas of benchmarks/scale_model.py, and writes the tables of docs/scale.md. --draw writes
@@ -16,6 +16,12 @@ from benchmarks import harness, report_scale, scale_model, scale_ranks, scale_sp
 
 OVERHEAD = 1.03  # of messages about the blocks themselves
 GPU_MEMORY = 0.05  # of what was measured, that the formula may be away
+PARTS = {
+    "ranks": scale_ranks.measure,
+    "shuffle": scale_spark.shuffles,
+    "table": scale_spark.tables,
+    "spark": scale_spark.on_spark,
+}
 FP32, COPIES = 4, 4  # bytes; of all keys, on a CPU: gathered, unit, gradient, and it upstream
 
 
@@ -73,20 +79,33 @@ def check_spark(rows: list[dict[str, Any]]) -> None:
             raise AssertionError(f"expected {least:,} to {most:,} bytes, Spark counted {row}")
 
 
+def measured(only: str | None) -> Path:
+    """The file of the rows of all parts, one or all of them new."""
+    harness.provenance()
+    name = f"scale-cpu-{harness.machine()}"
+    path = harness.RESULTS / f"{name}.json"
+    kept = json.loads(path.read_text())["rows"] if only and path.exists() else []
+    rows = [row for row in kept if row["part"] != only]
+    for part, measure in PARTS.items():
+        if only in (None, part):
+            rows += [row | {"part": part} for row in measure()]
+    return harness.save(name, rows)
+
+
 def main() -> None:
     """Measure, compare, save, draw."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--draw", action="store_true", help="from committed results")
+    parser.add_argument("--part", choices=PARTS, help="measure this one, keep the others' rows")
     parser.add_argument("--page", type=Path, default=report_scale.PAGE, metavar="FILE")
     options = parser.parse_args()
     if options.draw:
         (path,) = harness.RESULTS.glob("scale-cpu-*.json")
     else:
-        harness.provenance()
-        rows = [*scale_ranks.measure(), *scale_spark.shuffles(), scale_spark.tables()]
-        rows += scale_spark.on_spark()
-        path = harness.save(f"scale-cpu-{harness.machine()}", rows)
+        path = measured(options.part)
     result = json.loads(path.read_text())
+    if missing := PARTS.keys() - {row["part"] for row in result["rows"]}:
+        parser.exit(message=f"{path}: still without {', '.join(sorted(missing))}\n")
     check_ranks([row for row in result["rows"] if row["kind"] == "ranks"])
     check_spark(result["rows"])
     check_gpu(json.loads((harness.RESULTS / report_scale.ON_GPU).read_text())["rows"])

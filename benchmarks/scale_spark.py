@@ -48,7 +48,12 @@ SPARK = {
     "spark.sql.shuffle.partitions": "8",
     "spark.eventLog.enabled": "true",
     "spark.eventLog.compress": "false",
+    "spark.network.timeout": "1800s",  # nobody waits for a machine that others load
+    "spark.executor.heartbeatInterval": "600s",
 }
+
+WRITTEN = "internal.metrics.shuffle.write.bytesWritten"
+SIZES = WRITTEN, "data size"  # of a stage, in Spark's log
 
 
 def ranks(count: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -143,7 +148,7 @@ def shuffles() -> list[dict[str, Any]]:
     return rows
 
 
-def tables() -> dict[str, Any]:
+def tables() -> list[dict[str, Any]]:
     """What a task of the second reading makes before it reads: the table of all words."""
     words = pa.array([f"w{k}" for k in range(VOCABULARY)], pa.large_string())
     Numbering(words[:10])
@@ -152,7 +157,7 @@ def tables() -> dict[str, Any]:
     seconds = time.process_time() - begin
     held = sum(part.nbytes for part in table) / VOCABULARY
     print(row := {"kind": "vocabulary", "words": VOCABULARY, "s": seconds, "table_bytes": held})
-    return row
+    return [row]
 
 
 def on_spark() -> list[dict[str, Any]]:
@@ -199,18 +204,16 @@ def processor_seconds() -> float:
 
 def written(folder: Path) -> list[dict[str, int]]:
     """Of each count: bytes of its pairs before and after compression, and of all stages after."""
-    metric = "internal.metrics.shuffle.write.bytesWritten"
     (log,) = (path for path in folder.rglob("*") if path.name.startswith("events_"))
-    stages = [json.loads(line) for line in log.read_text().splitlines()]
-    found = [
-        {part["Name"]: int(part["Value"]) for part in stage["Stage Info"]["Accumulables"]}
-        for stage in stages
-        if stage["Event"] == "SparkListenerStageCompleted"
-        and any(part["Name"] == metric for part in stage["Stage Info"]["Accumulables"])
-    ]
+    stages = []
+    for event in map(json.loads, log.read_text().splitlines()):
+        if event["Event"] == "SparkListenerStageCompleted":
+            parts = event["Stage Info"]["Accumulables"]
+            found = {part["Name"]: int(part["Value"]) for part in parts if part["Name"] in SIZES}
+            stages += [found] * (WRITTEN in found)
     counts = []
-    for of_words, of_pairs, of_sums in zip(found[::3], found[1::3], found[2::3], strict=True):
-        total = sum(stage[metric] for stage in (of_words, of_pairs, of_sums))
-        pairs = {"pairs_bytes": of_pairs["data size"], "pairs_written": of_pairs[metric]}
+    for of_words, of_pairs, of_sums in zip(stages[::3], stages[1::3], stages[2::3], strict=True):
+        total = sum(stage[WRITTEN] for stage in (of_words, of_pairs, of_sums))
+        pairs = {"pairs_bytes": of_pairs["data size"], "pairs_written": of_pairs[WRITTEN]}
         counts.append(pairs | {"written": total})
     return counts
