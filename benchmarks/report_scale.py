@@ -106,12 +106,23 @@ def ranks(rows: list[dict[str, Any]]) -> list[str]:
             cells.append(", ".join(f"{value:.2f}" for value in moved))
             if kind in (kinds[0], kinds[3]):
                 cells.append(f"{row['peak'] / block:.1f}")
-        lines.append([*cells, f"{max(r['apart'] for r in mine if r['world'] == world):.0e}"])
+        lines.append([*cells, ", ".join(apart(mine, world, of) for of in ("float32", "bfloat16"))])
     head = (
         "ranks | gather, fp32 | holds | gather, bf16 | symmetric, fp32 | ring, fp32 | holds | "
-        "gradients apart"
+        "apart in fp32, bf16"
     )
     return table(head, "|---:|---|---:|---|---|---|---:|---:|", lines)
+
+
+def apart(rows: list[dict[str, Any]], world: int, dtype: str) -> str:
+    """The furthest that losses and gradients of a type are from one process's."""
+    mine = [row["apart"] for row in rows if (row["world"], row["dtype"]) == (world, dtype)]
+    return f"{max(mine):.0e}"
+
+
+def short(value: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def growth(rows: list[dict[str, Any]]) -> list[str]:
@@ -119,7 +130,7 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for spark in (row for row in rows if row["kind"] == "spark"):
         tokens = spark["tokens"]
-        mine = [row for row in rows if row["tokens"] == tokens] if tokens else []
+        mine = [row for row in rows if row.get("tokens") == tokens]
         shuffles = [row for row in mine if row["kind"] == "shuffle" and row["bucket_bytes"] > 1]
         few = min(shuffles, key=lambda row: (row["entry_bytes"], row["buckets"]))
         many = max(shuffles, key=lambda row: (row["entry_bytes"], row["buckets"]))
@@ -151,14 +162,14 @@ def corpus(counting: model.Counting, heaps: model.Growth) -> list[str]:
         lines.append(
             [
                 f"10^{len(str(tokens)) - 1}",
-                f"{words / 1e6:,.1f} M",
-                f"{counting.core_hours(tokens):,.1f}",
-                " / ".join(f"{value:,.1f}" for value in hours),
-                f"{sent:,.2f} / {counting.squeezed * sent:,.2f}",
+                f"{short(words / 1e6)} M",
+                short(counting.core_hours(tokens)),
+                " / ".join(map(short, hours)),
+                f"{short(sent)} / {short(counting.squeezed * sent)}",
                 f"{counting.buckets(tokens):,.0f}",
-                f"{words * model.DRIVER_WORD / 1e9:.1f}",
-                f"{words * model.WORKER_WORD / 1e9:.1f}",
-                f"{2 * counting.largest_row(tokens) / 1e9:.2f}",
+                short(words * model.DRIVER_WORD / 1e9),
+                short(words * model.WORKER_WORD / 1e9),
+                short(2 * counting.largest_row(tokens) / 1e9),
             ]
         )
     head = (

@@ -194,7 +194,7 @@ class Counting:
     squeezed: float  # of the bytes, what Spark writes
     row_share: float  # of the most frequent word that has a row
     row_bytes: float  # an occurrence of it
-    core_rate: float  # tokens/s
+    core_rate: float  # tokens a second of a processor
     table_seconds: float  # a word, to build a task's table
 
     def shuffle(self, tokens: float) -> float:
@@ -239,6 +239,6 @@ def counting_of(rows: list[dict[str, Any]]) -> Counting:
         squeezed=last["pairs_written"] / last["pairs_bytes"],
         row_share=most["largest_row_share"],
         row_bytes=each["largest_bucket"] / occurrences,
-        core_rate=(last["tokens"] - first["tokens"]) / (last["s"] - first["s"]) / 2,
+        core_rate=(last["tokens"] - first["tokens"]) / (last["s"] - first["s"]),
         table_seconds=table["s"] / table["words"],
     )

@@ -141,9 +141,10 @@ def shuffles() -> list[dict[str, Any]]:
         if length == LENGTHS[1]:
             rows.append(shuffled(texts, known._replace(longest=LONG_SENTENCE), 1))
         if length in PAIRED:
-            _, pairs = information_gain(texts, return_counts=True)
+            _, pairs = information_gain(texts, min_count=1, return_counts=True)
+            distinct = (pairs.nnz + np.count_nonzero(pairs.diagonal())) // 2
             tokens = int(known.counts.sum())
-            rows.append({"kind": "pairs", "tokens": tokens, "distinct": int(pairs.nnz) // 2})
+            rows.append({"kind": "pairs", "tokens": tokens, "distinct": int(distinct)})
             print(rows[-1], flush=True)
     return rows
 
