@@ -62,8 +62,9 @@ def loss_limits(rates: model.Rates) -> list[str]:
         for name, size in MEMORIES.items()
     )
     like = model.pairs_like_encoder(width, rates)
-    infiniband = model.ranks_like_traffic(PAIRS, model.NODE * model.INFINIBAND, rates)
-    ethernet = model.ranks_like_traffic(PAIRS, model.ETHERNET, rates)
+    infiniband = model.ranks_like_traffic(PAIRS, model.NODE * model.INFINIBAND, rates.one_pass)
+    ring = model.ranks_like_traffic(PAIRS, model.INFINIBAND, rates.two_passes)
+    ethernet = model.ranks_like_traffic(PAIRS, model.ETHERNET, rates.one_pass)
     wave = 128 * 132 // 3
     fits = max(n for n in range(1 << 16, 1 << 19, 64) if model.panel_rows(n) >= wave)
     rows = [
@@ -74,6 +75,11 @@ def loss_limits(rates: model.Rates) -> list[str]:
             memory,
         ],
         ["the loss", "takes as long as the encoder, on any number", f"{like / 1e6:.0f} M pairs"],
+        [
+            "a plain ring's traffic",
+            "takes as long as its products, through one port, at a million pairs and any D",
+            f"{ring:,.0f} GPUs",
+        ],
         [
             "gather's traffic",
             "takes as long as the products, at a million pairs and any D",

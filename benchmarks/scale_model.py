@@ -141,9 +141,12 @@ def pairs_like_encoder(width: int, rates: Rates) -> float:
     return 2 * PASSES * LAYER_WEIGHTS * TOKENS / rates.encoder / (6 * width / rates.one_pass)
 
 
-def ranks_like_traffic(pairs: int, link: float, rates: Rates) -> float:
-    """Where traffic takes as long as the products, whatever D: 6 M^2 D / W R = 6 M D / B."""
-    return pairs * link / rates.one_pass
+def ranks_like_traffic(pairs: int, link: float, rate: float) -> float:
+    """Where traffic takes as long as the products, whatever D: 6 M^2 D / W R = 6 M D / B.
+
+    Of a ring with its 8 M^2 D and 8 M D the same.
+    """
+    return pairs * link / rate
 
 
 # Counting on Spark.
