@@ -66,6 +66,9 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.bench_uniformity
 	$(BIN)/python -m benchmarks.bench_evaluation
 	$(BIN)/python -m benchmarks.bench_sparsity
+	$(BIN)/python -m benchmarks.bench_study static
+	$(BIN)/python -m benchmarks.bench_study minilm
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.bench_import
 
 # A peer that cannot be installed gets a row that says so.
