@@ -25,7 +25,9 @@ PUBLIC = (
     *("simcse_fast.studies", "simcse_fast.pretraining", "simcse_fast.ablations"),
 )
 READ_FROM_ENVIRONMENT = re.compile(
-    r"""(?:environ(?:\.\w+)?|getenv)[\[(]\s*["'](\w+)["']|["'](\w+)["'] (?:not )?in os\.environ"""
+    # Read, not set for a child.
+    r"""(?:environ(?:\.\w+)?|getenv)[\[(]\s*["'](\w+)["'](?!\]\s*=[^=])"""
+    r"""|["'](\w+)["'] (?:not )?in os\.environ"""
 )
 
 
