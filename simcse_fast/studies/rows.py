@@ -24,7 +24,7 @@ OCCURRENCE, WORD = "occurrence", "word"
 CHANGE = "change"
 ALL = "all"
 FIGURES = ("r_squared", "beta", "spearman", "partial_r_squared")
-SELF = "self_information"
+SELF: Quantity = "self_information"
 
 
 @dataclass(frozen=True)
