@@ -32,7 +32,7 @@ WORDS, WIDTH = 30_522, 256
 MIN_COUNT = 100
 SENTENCES, STEPS, BATCH = 1_200_000, 1000, 4096
 TIMED, NORMS = 2000, 300
-KEPT = ("table.csv", "table.md", "bars.svg")
+KEPT = ("table.csv", "bars.svg")
 
 
 def wikipedia() -> InformationTable:
@@ -98,7 +98,7 @@ def keep(found: Study, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as report:
         found.report(report)
         folder.mkdir(parents=True, exist_ok=True)
-        scatters = [path.name for path in Path(report).glob("scatter-*-norm*.png")]
+        scatters = [path.name for path in Path(report).glob("scatter-*-norm.png")]
         for name in (*KEPT, *scatters):
             shutil.copy(Path(report) / name, folder / name)
 
@@ -143,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = {"static": static, "minilm": minilm}[options.part](rehearse=options.rehearse)
     if not options.rehearse:
-        print(harness.save(f"study-{options.part}-{harness.machine()}", rows))
+        print(harness.save(f"study-{options.part}-cpu-{harness.machine()}", rows))
 
 
 if __name__ == "__main__":

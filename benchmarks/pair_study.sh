@@ -51,7 +51,7 @@ study() {
             --limit "${LIMIT:-1000}" --norm-limit 300 --output "$runs/study-$after" --json \
             > "$runs/study-$after.json"
         mkdir -p "$results/pair-$after"
-        cp "$runs/study-$after"/{table.csv,table.md,study.json,bars.svg,scatter-*.png} \
+        cp "$runs/study-$after"/{table.csv,study.json,bars.svg,scatter-*.png} \
             "$results/pair-$after/"
     done
     cp "$runs"/{mlm,simcse,supervised,scores}.json "$results/pair-simcse/"
