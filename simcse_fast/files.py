@@ -1,11 +1,13 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what JSON can hold."""
 
 from __future__ import annotations
 
 import errno
+import math
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,3 +30,12 @@ def written_whole(path: str | PathLike[str]) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def for_json(value: Any) -> Any:
+    """Without numbers that JSON lacks: they become None."""
+    if isinstance(value, Mapping):
+        return {key: for_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

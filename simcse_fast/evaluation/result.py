@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.evaluation.tasks import GROUPS, SPACE
+from simcse_fast.files import for_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,19 +93,11 @@ class Evaluation(Mapping[str, float]):
             "skipped": self.skipped,
             "seconds": self.seconds,
         }
-        return {name: _plain(value) for name, value in told.items()}
+        found: dict[str, Any] = for_json(told)
+        return found
 
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> Evaluation:
         """What `to_dict` was made of."""
         scores = {task: math.nan if one is None else one for task, one in told["scores"].items()}
         return cls(scores, told["details"], told["skipped"], told["seconds"])
-
-
-def _plain(value: Any) -> Any:
-    """Without numbers that JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import json
-import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from simcse_fast.files import written_whole
+from simcse_fast.files import for_json, written_whole
 from simcse_fast.sparsity.ablation import check_predictions
 from simcse_fast.sparsity.embedder import Embedder
 from simcse_fast.sparsity.removal import width_of
@@ -161,12 +160,12 @@ class Sparsified:
             "sparsity": self.sparsity,
             "removed": self.removed,
             "notes": list(self.notes),
-            "curve": [_plain(row) for row in self.curve],
+            "curve": for_json(self.curve),
         }
         if isinstance(self.selection, Selection):
             found |= {"widths": self.selection.widths, "heads": self.selection.head_counts}
         if self.retrained_scores is not None:
-            found["retrained"] = _plain(self.retrained_scores)
+            found["retrained"] = for_json(self.retrained_scores)
         return found
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -202,9 +201,3 @@ class Sparsified:
         with written_whole(folder / "report.html") as unfinished:
             unfinished.write_text(page(self), encoding="utf-8")
         return folder / "report.html"
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Without numbers that JSON lacks."""
-    lacks = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
-    return {name: None if name in lacks else value for name, value in row.items()}

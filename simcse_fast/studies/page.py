@@ -9,13 +9,14 @@ import numpy as np
 
 from simcse_fast.page import document, picture, table
 from simcse_fast.studies.options import METHOD_TITLES
-from simcse_fast.studies.plots import plot_bars, plot_scatter
 from simcse_fast.studies.rows import OCCURRENCE, WORD
 from simcse_fast.studies.tables import LEVELS, before_and_after, findings, moved
 from simcse_fast.studies.words import words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from matplotlib.figure import Figure
 
     from simcse_fast.studies.result import Study
 
@@ -32,11 +33,11 @@ LENGTHS = (6, 20)  # words of a sentence that is shown
 FULL = 4.0  # times the even share: the deepest shade
 
 
-def page(result: Study) -> str:
-    """One HTML file with everything in it."""
+def page(result: Study, figures: Mapping[str, Figure]) -> str:
+    """One HTML file with everything in it; figures by the names of their files."""
     parts = [f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in findings(result))}</ul>"]
     parts += [f'<p class="soft">{escape(about(result))}</p>']
-    parts += ["<h2>R² of the weights</h2>", picture(plot_bars(result), "R squared, with intervals")]
+    parts += ["<h2>R² of the weights</h2>", picture(figures["bars"], "R squared, with intervals")]
     for level, title in LEVELS.items():
         head, rows = before_and_after(result, level)
         if rows:
@@ -44,7 +45,8 @@ def page(result: Study) -> str:
     parts += [f'<p class="soft">{escape(NOTE)}</p>', "<h2>Words</h2>"]
     for name, method in result.points:
         parts.append(f"<h3>{escape(f'{METHOD_TITLES[method]}, {name}')}</h3>")
-        parts.append(picture(plot_scatter(result, name, method), "weight against information"))
+        figure = figures[f"scatter-{name}-{method}"]
+        parts.append(picture(figure, "weight against information"))
     if len(result.encoders) > 1:
         parts.append(words_section(result))
     if not result.static:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simcse_fast.files import written_whole
+from simcse_fast.files import for_json, written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +79,7 @@ class Study:
             "sentences": {f"{n}, {m}": len(texts) for (n, m), texts in self.sentences.items()},
             "coverage": self.coverage,
             "seconds": self.seconds,
-            "rows": [_plain(row) for row in self.rows],
+            "rows": for_json(self.rows),
         }
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -138,38 +137,27 @@ class Study:
         """
         from simcse_fast.studies.page import page  # noqa: PLC0415 - matplotlib
 
+        figures = {f"scatter-{'-'.join(place)}": self.plot(*place) for place in self.points}
+        figures["bars"] = self.plot_bars()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         texts = {
             "study.json": json.dumps(self.summary(), indent=1) + "\n",
             "table.csv": self.to_dataframe().to_csv(index=False),
             "table.md": self.to_markdown(),
-            "report.html": page(self),
+            "report.html": page(self, figures),
         }
         for name, text in texts.items():
             with written_whole(folder / name) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
         with written_whole(folder / "points.parquet") as unfinished:
             self.points_dataframe().to_parquet(unfinished, index=False)
-        self._write_plots(folder)
-        return folder / "report.html"
-
-    def _write_plots(self, folder: Path) -> None:
-        figures = {
-            f"scatter-{name}-{method}": self.plot(name, method) for name, method in self.points
-        }
-        figures["bars"] = self.plot_bars()
         for name, figure in figures.items():
             for kind in ("png", "svg"):
                 with written_whole(folder / f"{name}.{kind}") as unfinished:
                     figure.savefig(unfinished, format=kind, dpi=150, metadata=METADATA[kind])
+        return folder / "report.html"
 
 
 # Nothing that changes from run to run.
 METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Without numbers that JSON lacks."""
-    lacks = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
-    return {name: None if name in lacks else value for name, value in row.items()}
