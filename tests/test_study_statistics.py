@@ -60,7 +60,7 @@ def test_the_error_of_the_slope_is_the_sandwich_over_clusters():
 def test_a_resample_is_the_line_of_the_points_that_were_drawn():
     x, y, number, z = points()
     _, resampled = regression.fit(x, y, number, z, resamples=7, seed=3)
-    drawn = np.concatenate(list(regression.draws(60, 7, 3))).astype(int)
+    drawn = regression.draws(60, 7, 3)
     ranks = [np.argsort(np.argsort(column)).astype(float) for column in (x, y)]
     for row, times in enumerate(drawn):
         again = np.repeat(np.arange(300), times[number])
@@ -75,6 +75,7 @@ def test_draws_come_in_parts_of_any_size(monkeypatch):
     x, y, number, _ = points()
     whole = regression.fit(x, y, number, resamples=50)[1].values["beta"]
     monkeypatch.setattr(regression, "AT_ONCE", 60 * 7)
+    regression.draws.cache_clear()
     parts = regression.fit(x, y, number, resamples=50)[1].values["beta"]
     np.testing.assert_allclose(parts, whole, rtol=1e-12)
 

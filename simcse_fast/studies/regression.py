@@ -8,6 +8,7 @@ more than once in them, so that a thousand resamples are one product of matrices
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,14 +69,22 @@ def enough(clusters: NDArray[np.int64]) -> bool:
     return len(clusters) >= FEWEST and 2 * len(np.unique(clusters)) >= FEWEST
 
 
-def draws(clusters: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """(some, clusters) how often each cluster is drawn, until there are all resamples."""
+@lru_cache(maxsize=1)  # the lines of one band, for all encoders and quantities, follow each other
+def draws(clusters: int, resamples: int, seed: int) -> NDArray[np.int32]:
+    """(resamples, clusters) how often each cluster is drawn."""
     generator = np.random.default_rng(seed)
     chance = np.full(clusters, 1 / clusters)
+    drawn = np.empty((resamples, clusters), np.int32)
+    for rows in at_once(resamples, clusters):
+        drawn[rows] = generator.multinomial(clusters, chance, size=len(drawn[rows]))
+    return drawn
+
+
+def at_once(resamples: int, clusters: int) -> Iterator[slice]:
+    """Rows of resamples, so many that their counts take little memory in double."""
     rows = max(1, AT_ONCE // clusters)
     for begin in range(0, resamples, rows):
-        size = min(rows, resamples - begin)
-        yield generator.multinomial(clusters, chance, size=size).astype(np.float64)
+        yield slice(begin, begin + rows)
 
 
 def fit(
@@ -97,8 +106,9 @@ def fit(
     sums = moments(centred, number, len(names))
     given = z is not None
     whole = statistics(sums.sum(0)[None], centred.shape[1], given=given)
-    drawn = np.concatenate([some @ sums for some in draws(len(names), resamples, seed)])
-    resampled = Resampled(statistics(drawn, centred.shape[1], given=given))
+    drawn = draws(len(names), resamples, seed)
+    parts = [drawn[rows].astype(np.float64) @ sums for rows in at_once(*drawn.shape)]
+    resampled = Resampled(statistics(np.concatenate(parts), centred.shape[1], given=given))
     line = Line(
         points=len(x),
         clusters=len(names),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,34 +72,33 @@ def rows_of(
     found = []
     for level in levels:
         own = points if level == OCCURRENCE else points.by_word()
-        for quantity, values in quantities.values.items():
-            for band, kept in quantities.bands(own.row):
-                place = {**about, "level": level, "quantity": quantity, "band": band}
-                some = own.only(kept)
-                z = None if quantity == SELF else quantities.self_information[some.row]
-                fits = {
-                    name: fitted(values[some.row], weight, some.sentence, z, resamples, seed)
-                    for name, weight in some.weights.items()
-                }
-                found += [{**place, **row} for row in compared(fits)]
+        bands = [(band, own.only(kept)) for band, kept in quantities.bands(own.row)]
+        fits = {
+            (quantity, band): fits_of(some, quantity, quantities, resamples, seed)
+            for band, some in bands  # outside, as all lines of a band have the same resamples
+            for quantity in quantities.values
+        }
+        for quantity, (band, _) in product(quantities.values, bands):
+            place = {**about, "level": level, "quantity": quantity, "band": band}
+            found += [{**place, **row} for row in compared(fits[quantity, band])]
     return found
 
 
 Fit = tuple[regression.Line, regression.Resampled] | int  # or the number of points, too few
 
 
-def fitted(
-    x: Floats,
-    y: Floats,
-    clusters: NDArray[np.int64],
-    z: Floats | None,
-    resamples: int,
-    seed: int,
-) -> Fit:
-    """A line, where there are points enough."""
-    if not regression.enough(clusters):
-        return len(x)
-    return regression.fit(x, y, clusters, z, resamples=resamples, seed=seed)
+def fits_of(
+    points: Points, quantity: str, quantities: Quantities, resamples: int, seed: int
+) -> dict[str, Fit]:
+    """A line for each encoder, where there are points enough."""
+    if not regression.enough(points.sentence):
+        return dict.fromkeys(points.weights, len(points.row))
+    x = quantities.values[quantity][points.row]
+    z = None if quantity == SELF else quantities.self_information[points.row]
+    return {
+        name: regression.fit(x, weight, points.sentence, z, resamples=resamples, seed=seed)
+        for name, weight in points.weights.items()
+    }
 
 
 def compared(fits: dict[str, Fit]) -> Iterator[dict[str, Any]]:
