@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# An encoder that was never contrasted, the same after SimCSE, unsupervised and then supervised, and
-# what that did to the weights of words: bash benchmarks/pair_study.sh RUNS [STEP ...]
+# An encoder that was never contrasted, the same after SimCSE, unsupervised and supervised, and what
+# that did to the weights of words: bash benchmarks/pair_study.sh RUNS [STEP ...]
 #
-# Steps: mlm simcse supervised evaluate study; all of them by default. Each goes on where it was
-# stopped. On a GPU: LAYERS=6 WIDTH=384 MINUTES=10 bash benchmarks/pair_study.sh RUNS
+# Steps: sample mlm recipe simcse supervised evaluate study ablate; all of them by default. Each goes
+# on where it was stopped. On a GPU:
+#
+#     LAYERS=6 WIDTH=384 MINUTES=10 BATCH_TOKENS=32768 BF16=--bf16 bash benchmarks/pair_study.sh RUNS
+#
+# DATA is the folder with texts (../shared/data); SHARED_BY processes share the runs of a recipe or
+# an ablation (2, each with one thread on a CPU).
 set -euo pipefail
 runs=$1 && shift
-steps=${*:-mlm simcse supervised evaluate study}
-data=$(cd "$(dirname "$0")/../.." && pwd)/shared/data
+steps=${*:-sample mlm recipe simcse supervised evaluate study ablate}
+here=$(cd "$(dirname "$0")/.." && pwd)
+data=${DATA:-$here/../shared/data}
 wiki=$data/wiki_sentences.parquet
-results=$(dirname "$0")/../docs/results
+development=$data/sts/stsb_dev.tsv
 length=(--steps "${MLM_STEPS:-6000}")
 [ -z "${MINUTES:-}" ] || length=(--minutes "$MINUTES")
 mkdir -p "$runs"
@@ -18,22 +24,50 @@ resumed() { # where something is to go on from
     if compgen -G "$1/checkpoint-*" > /dev/null || [ -d "$1/final" ]; then echo --resume; fi
 }
 
+sharing() { # the same command in several processes at once
+    local all=()
+    for _ in $(seq "${SHARED_BY:-2}"); do
+        OMP_NUM_THREADS=1 "$@" & all+=($!)
+    done
+    for one in "${all[@]}"; do wait "$one"; done
+}
+
+sample() { # of sentences to contrast, the same for all that follows
+    python3 - "$wiki" "$runs/sentences.txt" << 'PYTHON'
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+
+texts = pq.read_table(sys.argv[1])["text"]
+rows = np.sort(np.random.default_rng(0).choice(len(texts), min(200_000, len(texts)), replace=False))
+with open(sys.argv[2], "w", encoding="utf-8") as file:
+    file.writelines(text + "\n" for text in texts.take(rows).to_pylist())
+PYTHON
+}
+
 mlm() {
     simcse-fast pretrain-mlm "$wiki" --output "$runs/mlm" --layers "${LAYERS:-4}" \
-        --width "${WIDTH:-192}" "${length[@]}" $(resumed "$runs/mlm") --json > "$runs/mlm.json"
+        --width "${WIDTH:-192}" --batch-tokens "${BATCH_TOKENS:-4096}" "${length[@]}" ${BF16:-} \
+        $(resumed "$runs/mlm") --json > "$runs/mlm.json"
+}
+
+recipe() {
+    sharing python3 -m benchmarks.pair_recipe "$runs/mlm/final" "$runs/sentences.txt" \
+        "$development" "$runs/recipe" --steps "${RECIPE_STEPS:-400}" ${BF16:-}
 }
 
 simcse() {
-    simcse-fast train --unsupervised "$wiki" --model "$runs/mlm/final" --pooling avg \
-        --output "$runs/simcse" --batch-size 256 --steps "${SIMCSE_STEPS:-400}" \
-        --learning-rate 1e-4 --evaluate "$data/sts/stsb_dev.tsv" --evaluation-steps 50 \
-        --save-steps 50 $(resumed "$runs/simcse") --json > "$runs/simcse.json"
+    simcse-fast train --unsupervised "$runs/sentences.txt" --model "$runs/mlm/final" \
+        --pooling avg $(cat "$runs/recipe/best.txt") ${BF16:-} --evaluate "$development" \
+        --evaluation-steps 50 --output "$runs/simcse" $(resumed "$runs/simcse") --json \
+        > "$runs/simcse.json"
 }
 
 supervised() {
-    simcse-fast train --triplets "$data/nli_triplets.tsv" --model "$runs/simcse/final" \
-        --output "$runs/supervised" --batch-size 128 --epochs 3 --learning-rate 1e-4 \
-        --evaluate "$data/sts/stsb_dev.tsv" --evaluation-steps 25 --save-steps 50 \
+    simcse-fast train --triplets "$data/nli_triplets.tsv" --model "$runs/mlm/final" \
+        --pooling avg --batch-size 128 --epochs 3 --learning-rate 1e-4 ${BF16:-} \
+        --evaluate "$development" --evaluation-steps 25 --output "$runs/supervised" \
         $(resumed "$runs/supervised") --json > "$runs/supervised.json"
 }
 
@@ -44,17 +78,22 @@ evaluate() {
 }
 
 study() {
-    for after in simcse supervised; do
+    for after in ${AFTER:-simcse supervised}; do
         simcse-fast study "$runs/mlm/final" "$runs/$after/final" --corpus "$wiki" \
             --sentences stsb="$data/sts/stsb_test.tsv" wiki="$wiki" sickr="$data/sts/sickr_test.tsv" \
             --methods ig shap norms --quantities information_gain self_information corrected \
-            --limit "${LIMIT:-1000}" --norm-limit 300 --output "$runs/study-$after" --json \
-            > "$runs/study-$after.json"
-        mkdir -p "$results/pair-$after"
-        cp "$runs/study-$after"/{table.csv,study.json,bars.svg,scatter-*.png} \
-            "$results/pair-$after/"
+            --limit "${LIMIT:-1000}" --norm-limit "${NORM_LIMIT:-300}" \
+            --output "$runs/study-$after" --json > "$runs/study-$after.json"
     done
-    cp "$runs"/{mlm,simcse,supervised,scores}.json "$results/pair-simcse/"
+}
+
+ablate() {
+    sharing simcse-fast ablate --model "$runs/mlm/final" --unsupervised "$runs/sentences.txt" \
+        --triplets "$data/nli_triplets.tsv" --development "$development" \
+        --test "$data/sts/stsb_test.tsv" --pooling avg --batch-size 128 \
+        --steps "${ABLATION_STEPS:-200}" --learning-rate "$(cat "$runs/recipe/rate.txt")" \
+        ${BF16:-} --vary dropout augmentation pooling temperature hard_negatives objective \
+        --seeds "${SEEDS:-5}" --output "$runs/ablation" --json > "$runs/ablation.json"
 }
 
 for step in $steps; do "$step"; done

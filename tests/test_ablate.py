@@ -168,6 +168,15 @@ def test_contrastive_tension_is_the_librarys_loss_on_the_same_sentences(given, t
     assert result.rows[0]["losses"][0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_contrastive_tension_in_mixed_precision_is_the_same_to_its_digits(given, tmp_path):
+    plain = {"loss": "contrastive_tension", "dropout": 0.0}
+    vary = {"fp32": plain, "bf16": {**plain, "bf16": True}}
+    result = ablated(given, tmp_path / "out", "bert", seeds=1, trajectories=0, vary=vary, steps=2)
+    wide, narrow = (row["losses"][0] for row in result.rows)
+    assert narrow == pytest.approx(wide, rel=2e-2)
+    assert narrow != wide
+
+
 def test_mean_and_deviation_are_numpys():
     rng = np.random.default_rng(0)
     rows = []

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from simcse_fast.errors import InputError
 from simcse_fast.files import written_whole
+from simcse_fast.locks import alone
 from simcse_fast.training.sealed import UnwritableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 SETTINGS = "settings.json"
@@ -63,28 +61,9 @@ class Store:
         """Write what a run came to."""
         write(self.folder / "runs" / f"{name}.json", run)
 
-    @contextmanager
-    def alone(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Whether no other process is within under this name; the system frees it if one dies."""
-        lock = self.folder / "runs" / f"{name}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            with lock.open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                except BlockingIOError:
-                    yield False
-                    return
-                except OSError:  # a file system without locks
-                    pass
-                # One that was waited for has removed the file: a lock on it keeps nobody out.
-                if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                    continue
-                try:
-                    yield True
-                finally:
-                    lock.unlink(missing_ok=True)
-                return
+    def alone(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Whether no other process is within under this name."""
+        return alone(self.folder / "runs" / f"{name}.lock", wait=wait)
 
     def model(self, name: str) -> Path:
         """The folder of a run's model, if it is kept."""

@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
     from simcse_fast.training.observer import Observe
     from simcse_fast.training.tokens import TokenData
 
 PAIRS_A_POSITIVE = 8  # one of them is the sentence with itself, as in the paper
 CLIP = 1.0  # the norm of a gradient, as in `train`
-OPTIONS = ("pooling", "max_length", "batch_size", "steps", "learning_rate", "dropout", "loss")
+OPTIONS = (
+    *("pooling", "max_length", "batch_size", "steps", "learning_rate", "dropout", "loss"),
+    "bf16",
+)
 
 
 def train_by_tension(
@@ -70,6 +74,7 @@ def train_by_tension(
     kind = "static" if encoder.static else "transformer"
     rate = options.get("learning_rate", RECIPES[kind, False]["learning_rate"])
     steps, losses, seconds = options["steps"], [], 0.0
+    bf16 = bool(options.get("bf16"))
     with with_dropout(encoder, options.get("dropout")):
         loss = ContrastiveTensionLoss(encoder.model).train()
         optimizer = torch.optim.AdamW(loss.parameters(), lr=rate, weight_decay=0.0)
@@ -79,7 +84,9 @@ def train_by_tension(
             undisturbed(encoder.model, observe, 0)
         for step, batch in enumerate(batches(order, steps), start=1):
             started = time.perf_counter()
-            losses.append(learn(loss, optimizer, collate, batch))
+            with torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=bf16):
+                value = value_of(loss, collate, batch)
+            losses.append(learn(value, loss, optimizer))
             schedule.step()
             seconds += time.perf_counter() - started
             if observe is not None and (not step % every or step == steps):
@@ -96,8 +103,8 @@ def batches(order: Order, steps: int) -> Iterator[Batch]:
             yield batch
 
 
-def learn(loss: Any, optimizer: torch.optim.Optimizer, collate: Collator, batch: Batch) -> float:
-    """One step; the loss as the mean over pairs."""
+def value_of(loss: Any, collate: Collator, batch: Batch) -> Tensor:
+    """Of one batch, the mean over pairs."""
     first, second = batch.rows, np.roll(batch.rows, 1)
     positive = max(len(first) // PAIRS_A_POSITIVE, 1)
     second[:positive] = first[:positive]
@@ -108,9 +115,14 @@ def learn(loss: Any, optimizer: torch.optim.Optimizer, collate: Collator, batch:
         for rows in (first, second)
     ]
     labels = torch.from_numpy(numbers[first] == numbers[second]).to(device)
-    value = loss(columns, labels) / len(first)
+    value: Tensor = loss(columns, labels) / len(first)
+    return value
+
+
+def learn(value: Tensor, loss: Any, optimizer: torch.optim.Optimizer) -> float:
+    """One step; the loss before it."""
     optimizer.zero_grad()
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(loss.parameters(), CLIP)
     optimizer.step()
     return float(value.detach())

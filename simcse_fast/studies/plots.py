@@ -28,7 +28,7 @@ UNITS = {name: f"{title} [nats]" for name, title in QUANTITY_TITLES.items()}
 MOST_DOTS = 4000  # drawn at random among more
 NAMED = 14  # words at the edges of a cloud
 NAME_SIZE = (0.17, 0.055)  # of a panel
-EDGE = (0.5, 99.5)  # percentiles of the weights that are shown
+MIDDLE = (0.5, 99.5)  # percentiles of the weights; what is further off than they are apart is cut
 BAR = 0.38
 
 
@@ -94,7 +94,8 @@ def cloud(
     ax: Axes, x: Floats, y: Floats, words: NDArray[Any], dots: NDArray[np.int64], colour: str
 ) -> None:
     """Dots, the line through all points, and names at the edges."""
-    low, high = np.percentile(y, EDGE)
+    low, high = np.percentile(y, MIDDLE)
+    low, high = max(y.min(), 2 * low - high), min(y.max(), 2 * high - low)
     room = 0.08 * (high - low) or 1.0
     ax.set_ylim(low - room, high + room)
     shown = dots[(y[dots] > low - room) & (y[dots] < high + room)]

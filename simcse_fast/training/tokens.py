@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from simcse_fast.errors import InputError
+from simcse_fast.locks import alone
 from simcse_fast.training.sealed import made, note_of, writing
 from simcse_fast.training.texts import label, read_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -128,33 +128,15 @@ def made_of(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     return note if note is not None and note.get("fingerprint") == fingerprint else None
 
 
-@contextmanager
-def alone_in(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Wait for other runs that write into a folder; the system frees it when a process dies."""
-    lock = folder / LOCK
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            wait_for(file, folder, say)
-            # One that was waited for may have removed the file: a lock on it keeps nobody out.
-            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-
-
-def wait_for(file: IO[str], folder: Path, say: Callable[[str], None]) -> None:
-    """Lock a file, and say so where that takes time, or cannot be done."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"waiting for another run that writes token ids into {folder}")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        say(f"{folder} cannot be locked: no other run may write token ids into it now")
+def alone_in(folder: Path, say: Callable[[str], None]) -> AbstractContextManager[bool]:
+    """Wait for other runs that write into a folder."""
+    return alone(
+        folder / LOCK,
+        busy=lambda: say(f"waiting for another run that writes token ids into {folder}"),
+        unlockable=lambda: say(
+            f"{folder} cannot be locked: no other run may write token ids into it now"
+        ),
+    )
 
 
 def is_file(source: object) -> bool:
