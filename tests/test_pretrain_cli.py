@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from simcse_fast import cli
 from simcse_fast.pretraining import trainer
+from simcse_fast.pretraining.options import Options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,3 +92,11 @@ def test_interrupted_says_what_goes_on(text, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert command(text, tmp_path / "out", "--steps", 3, "--resume") == 0
     assert "resumed from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("width", "rate"), [(16, 1e-3), (192, 1e-3), (384, 5e-4), (768, 2.5e-4)])
+def test_wide_models_learn_more_slowly_by_default(width, rate):
+    blank = dict.fromkeys([field.name for field in fields(Options)])
+    given = blank | {"layers": 1, "width": width, "max_length": 8, "batch_tokens": 8}
+    assert Options(**given).highest_rate == pytest.approx(rate)
+    assert Options(**given | {"learning_rate": 0.1}).highest_rate == 0.1

@@ -14,6 +14,8 @@ from simcse_fast import pretrain_mlm, train
 from simcse_fast.errors import InputError
 from simcse_fast.pretraining import batches, held_out, model, trainer, vocabulary
 from simcse_fast.training.batches import Batch
+from simcse_fast.training.encoders import load
+from simcse_fast.training.identity import weights_of
 from simcse_fast.training.masking import Hider
 from simcse_fast.training.text_encoder import TextEncoder
 from simcse_fast.training.tokens import token_data
@@ -221,6 +223,20 @@ def test_the_result_is_a_model_of_transformers(learned, tmp_path):
     going_on = train(str(learned.folder), unsupervised=REPEATED, output=tmp_path, **options)
     assert not [note for note in going_on.notes if "begins with random weights" in note]
     assert going_on.history.mlm_losses[0] < learned.before.loss - 1  # its head goes on
+
+
+def test_what_the_result_lacks_is_the_same_whenever_it_is_loaded(learned):
+    """A masked language model has no pooler; runs that go on know a model by its weights."""
+    before = torch.random.get_rng_state()
+    known = {weights_of(load(str(learned.folder), "cpu")[0]) for _ in range(2)}
+    assert len(known) == 1
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_model_that_learned_nothing_but_frequencies_is_named(run, learned):
+    assert not [note for note in learned.notes if "commonest token" in note]
+    (note,) = (note for note in run(learning_rate=1e-9).notes if "commonest token" in note)
+    assert "a lower learning_rate or a longer warmup may help" in note
 
 
 def test_the_same_seed_comes_to_the_same_bits(run):

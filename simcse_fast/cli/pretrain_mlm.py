@@ -63,7 +63,7 @@ def add_recipe(pretrain: Parser) -> None:
     length.add_argument("--epochs", type=number, metavar="X", help="1")
     length.add_argument("--steps", type=whole(1), metavar="N", help="instead of --epochs")
     length.add_argument("--minutes", type=number, metavar="X", help="of training, instead")
-    recipe.add_argument("--learning-rate", type=number, default=1e-3, metavar="X", help="1e-3")
+    recipe.add_argument("--learning-rate", type=number, metavar="X", help="1e-3 to a width of 192")
     recipe.add_argument(
         "--warmup", type=number, default=0.05, metavar="X", help="share of the run (0.05)"
     )

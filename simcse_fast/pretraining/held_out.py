@@ -53,6 +53,8 @@ class HeldOut:
             raise InputError(
                 f"held_out: no token of {len(order.rows)} sentences is hidden; hold out more"
             )
+        guessed = torch.cat([batch["guessed"] for batch in self.batches])
+        self.commonest = float(guessed.bincount().max()) / self.tokens  # share of one token
 
     @torch.no_grad()
     def __call__(self, model: BertForMaskedLM, device: torch.device) -> tuple[float, float]:

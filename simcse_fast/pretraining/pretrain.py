@@ -56,7 +56,7 @@ def pretrain_mlm(
     epochs: float | None = None,
     steps: int | None = None,
     minutes: float | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
     dropout: float = 0.1,
@@ -97,7 +97,8 @@ def pretrain_mlm(
         steps: optimizer steps.
         minutes: of training, its evaluations and checkpoints included; what comes before, learning
             the vocabulary and making ids, is on top.
-        learning_rate: at its highest; falls to 0 linearly.
+        learning_rate: at its highest; falls to 0 linearly. By default 1e-3 to a width of 192, and
+            in inverse proportion to the width beyond.
         warmup: share of the run in which the learning rate rises.
         weight_decay: of AdamW; not of biases and normalisations.
         dropout: while pre-training; the saved model's own is always BERT's 0.1.

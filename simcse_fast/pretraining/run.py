@@ -83,6 +83,15 @@ def run(
         return carry_out(model, words, data, options, arguments, places, say)
 
 
+def stuck(history: History, held_out: HeldOut) -> list[str]:
+    """Whether nothing was learned but which token is the commonest."""
+    if history.evaluations[-1].accuracy > held_out.commonest:
+        return []
+    share = f"{held_out.commonest:.1%}"
+    told = f"the model guesses no better than the commonest token ({share} right): a lower "
+    return [told + "learning_rate or a longer warmup may help"]
+
+
 def training_arguments(options: Options, places: Places) -> Any:
     """The trainer's own arguments."""
     return trainer_arguments(
@@ -91,7 +100,7 @@ def training_arguments(options: Options, places: Places) -> Any:
         places.device,
         seed=options.seed,
         bf16=options.bf16,
-        learning_rate=options.learning_rate,
+        learning_rate=options.highest_rate,
         weight_decay=options.weight_decay,
         adam_beta2=BETA2,
         save_steps=options.save_steps,
@@ -132,6 +141,7 @@ def carry_out(
             raise TrainingInterrupted(
                 f"training was stopped; {checkpoints.path(steps)} is whole, resume goes on from it"
             )
+        notes += stuck(history, run_.held_out)
         folder = save_final(model, tokenizer, history, places.output)
     return Pretrained(
         folder=folder,

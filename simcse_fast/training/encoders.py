@@ -127,7 +127,11 @@ def load(name: str, device: str | None) -> tuple[SentenceTransformer, bool]:
     """A model by name or folder, and whether it was a plain transformer."""
     try:
         plain = not is_sentence_transformer_model(name)
-        model = SentenceTransformer(name, device=device)
+        # Weights that a folder lacks are drawn, a masked language model's pooler for one: the same
+        # each time, since a model is known by its weights.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = SentenceTransformer(name, device=device)
     except Exception as error:  # whatever transformers, safetensors or the hub's client raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"model: {name} cannot be loaded ({reason})") from error
