@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from simcse_fast.cli.common import Parser, bad_input, bold, say, whole, write_json, write_lines
 from simcse_fast.errors import InputError
+from simcse_fast.studies.options import METHODS, QUANTITIES
 
 if TYPE_CHECKING:
     import argparse
 
     from simcse_fast.studies import Study
 
-METHODS = ("ig", "shap", "norms")
-QUANTITIES = ("information_gain", "self_information", "corrected")
 ALONE = "none"  # for --before
 
 

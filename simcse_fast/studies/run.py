@@ -1,10 +1,11 @@
-"""The public function: from two encoders, a corpus and sentences to what training has changed."""
+"""A study: attributions of every set by every method under every encoder, and their regressions."""
 
 from __future__ import annotations
 
 import os
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from simcse_fast.attribution.batch import Batch, read_sentences
 from simcse_fast.attribution.encoder import open_encoder
 from simcse_fast.errors import InputError
 from simcse_fast.information import InformationTable, information_gain
-from simcse_fast.studies.options import Options, named_sets, names_of
+from simcse_fast.studies.options import named_sets
 from simcse_fast.studies.points import Vocabulary, points_of
 from simcse_fast.studies.result import Study
 from simcse_fast.studies.rows import OCCURRENCE, WORD, Quantities, rows_of
@@ -27,102 +28,33 @@ from simcse_fast.training.texts import read_pairs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from simcse_fast.studies.options import Options
     from simcse_fast.studies.points import Points
 
 ATTRIBUTIONS = "attributions"
 VOCABULARY_SET = "vocabulary"  # what the rows of static encoders are of
 
 
-def study(
-    before: Any,
-    after: Any,
-    corpus: Any,
-    sentences: Any = None,
-    *,
-    methods: Any = ("ig", "shap"),
-    quantities: Any = ("information_gain", "self_information"),
-    output: str | os.PathLike[str] | None = None,
-    limit: int | None = 2000,
-    norm_limit: int | None = 300,
-    samples: int | str = 128,
-    min_count: int = 10,
-    resamples: int = 1000,
-    seed: int = 0,
-    pooling: str | None = None,
-    device: str | None = None,
-    resume: bool = True,
-    progress: bool = True,
-    say: Callable[[str], object] | None = None,
+@dataclass(frozen=True)
+class Settings:
+    """What of a study leaves its results as they are."""
+
+    output: Path | None
+    pooling: str | None
+    device: str | None
+    resume: bool
+    progress: bool
+    say: Callable[[str], object]
+
+
+def run(
+    models: dict[str, Any], corpus: Any, sentences: Any, options: Options, settings: Settings
 ) -> Study:
-    """Do encoders weight informative words, and more so after contrastive training than before?
-
-    weight_i = alpha + beta * information(w_i) + error_i
-
-    For each word of each sentence its weight in the embedding, relative to an even share, is
-    regressed on what a corpus tells of the word: information gain KL(w), self-information
-    -log P(w). R squared, slope, rank correlation, and R squared that information gain adds to
-    self-information, with intervals from a bootstrap over sentences; wherever a word stands, and
-    for its mean weight; for all words, and by powers of ten of their count in the corpus.
-
-    Static encoders have one weight a word: the length of its vector, raw, squared, whitened and
-    weighted, as the theory has it (2 KL(w) ~ |u_w|^2). They need no sentences.
-
-    Args:
-        before: an encoder: a SentenceTransformer, a pair (transformers model, tokenizer), or the
-            name or folder of one; None looks at `after` alone.
-        after: the encoder that training made of it. Tokenizers may differ: scores of their pieces
-            are added up to the corpus's words.
-        corpus: what `information_gain` takes, or its table.
-        sentences: texts (an iterable, a path to .txt, .jsonl, .parquet, or .tsv with pairs, whose
-            two columns both count), or a mapping from names to such, a set each.
-        methods: "ig", Integrated Gradients of the cosine of a sentence with itself; "shap", its
-            Shapley values; "norms", the lengths |P_i| of each word's share in all dimensions, as
-            the paper has it, which takes a pass for each token.
-        quantities: "information_gain", "self_information", "corrected" (information gain less what
-            chance gives).
-        output: folder that keeps attributions, so that a stopped study goes on from there.
-        limit: distinct sentences of a set at most, drawn at random; None takes all.
-        norm_limit: the same of the method "norms".
-        samples: coalitions of a sentence's Shapley values, see `shapley_values`.
-        min_count: words that the corpus has less often are left out.
-        resamples: of the bootstrap.
-        seed: of the draw of sentences, of coalitions, and of the bootstrap.
-        pooling: of plain transformers, which else take the mean: see `integrated_gradients`.
-        device: where models that are named are loaded.
-        resume: go on from attributions in `output`; False makes them anew.
-        progress: show bars on a terminal.
-        say: called with a sentence on what is being done.
-
-    Returns:
-        All regressions, the points behind them, tables, plots, and a page.
-
-    Raises:
-        ValueError, TypeError: an encoder, the corpus, the sentences or an option cannot be used;
-            no word of the sentences is known.
-        KeyboardInterrupt: with what is done so far.
-
-    Reference: Kurita et al. 2023, arXiv 2310.15921.
-
-    Example:
-        >>> found = study(
-        ...     None, encoder, ["cats chase mice", "cats sleep", "mice sleep"] * 9,
-        ...     ["Cats chase mice.", "Mice sleep."], methods="ig", min_count=2, progress=False,
-        ... )
-        >>> found.coverage[0]["words"], found.coverage[0]["points"]
-        (5, 5)
-        >>> found.rows[0]["note"]  # two sentences are no study
-        'too few points for a line: 5'
-    """
-    options = Options(
-        *(names_of(methods), names_of(quantities), limit, norm_limit, samples, min_count),
-        *(resamples, seed),
-    )
-    say = say or (lambda _: None)
-    say("loading the encoders")
-    given = {"before": before, "after": after}
+    """Attribute, count and regress; see `simcse_fast.study`."""
+    settings.say("loading the encoders")
     encoders = {
-        name: opened(name, model, pooling, device)
-        for name, model in given.items()
+        name: opened(name, model, settings.pooling, settings.device)
+        for name, model in models.items()
         if model is not None or name == "after"
     }
     statics = [name for name, model in encoders.items() if is_static(model)]
@@ -131,17 +63,17 @@ def study(
             f"before: {statics[0]} is a static encoder and the other is not; expected two of a kind"
         )
     sets = {} if statics else texts_of(sentences)
-    say("counting the corpus")
-    table = information_of(corpus, options, progress=progress)
-    runs = Runs(encoders, sets, options, pooling, resume=resume, progress=progress, say=say)
+    settings.say("counting the corpus")
+    table = information_of(corpus, options, progress=settings.progress)
+    runs = Runs(encoders, sets, options, settings)
     if statics:
         points = {
             (VOCABULARY_SET, measure): found
             for measure, found in static_points(encoders, table).items()
         }
     else:
-        points = runs.points(table, output)
-    say("fitting lines")
+        points = runs.points(table)
+    settings.say("fitting lines")
     return concluded(points, table, options, runs, bool(statics))
 
 
@@ -191,29 +123,24 @@ class Runs:
         encoders: dict[str, Any],
         sets: dict[str, list[str]],
         options: Options,
-        pooling: str | None,
-        *,
-        resume: bool,
-        progress: bool,
-        say: Callable[[str], object],
+        settings: Settings,
     ) -> None:
-        self.encoders, self.options, self.pooling = encoders, options, pooling
+        self.encoders, self.options, self.settings = encoders, options, settings
         self.drawn = {
             (name, method): sample(texts, options.limit_of(method), options.seed)
             for name, texts in sets.items()
             for method in options.methods
         }
-        self.resume, self.progress, self.say = resume, progress, say
         self.seconds: list[dict[str, Any]] = []
 
-    def points(self, table: InformationTable, output: Any) -> dict[tuple[str, str], Points]:
+    def points(self, table: InformationTable) -> dict[tuple[str, str], Points]:
         """Attribute everything, and join it with the corpus."""
         vocabulary = Vocabulary.of(table)
         with ExitStack() as stack:
-            if output is None:
+            if self.settings.output is None:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="simcse-fast-")))
             else:
-                folder = Path(output) / ATTRIBUTIONS
+                folder = self.settings.output / ATTRIBUTIONS
                 stack.enter_context(made(folder, "output"))
             found = {}
             for (name, method), texts in self.drawn.items():
@@ -228,15 +155,15 @@ class Runs:
         self, folder: Path, name: str, method: str, encoder: str, texts: list[str]
     ) -> Path:
         """One table, from where an earlier run has stopped."""
-        self.say(f"{name}, {method}, {encoder}: {len(texts):,} sentences")
+        self.settings.say(f"{name}, {method}, {encoder}: {len(texts):,} sentences")
         model = self.encoders[encoder]
         given = self.options.arguments(method)
         if isinstance(model, tuple):
-            given["pooling"] = self.pooling
+            given["pooling"] = self.settings.pooling
         out, started = folder / f"{name}-{method}-{encoder}.parquet", time.perf_counter()
         batch = Batch(model, texts, out, **given)
         try:
-            batch.run(resume=self.resume, progress=self.progress)
+            batch.run(resume=self.settings.resume, progress=self.settings.progress)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"{name}, {method}, {encoder}: {stop}") from stop
         if not batch.earlier:
