@@ -171,5 +171,3 @@ def _negatives(hard: Tensor | None) -> int:
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
     """A tensor, or another one as a pointer that is not followed."""
     return other if x is None else x
-
-

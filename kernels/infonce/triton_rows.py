@@ -98,7 +98,9 @@ def infonce_unit_kernel(
         row = tl.load(at, mask=there[:, None] & (j[None, :] < width), other=0.0).to(tl.float64)
         out = unit + i[:, None] * depth + j[None, :]
         u = (row * one[:, None]).to(tl.float32)
-        tl.store(out, u.to(unit.dtype.element_ty), mask=(i[:, None] < height) & (j[None, :] < depth))
+        tl.store(
+            out, u.to(unit.dtype.element_ty), mask=(i[:, None] < height) & (j[None, :] < depth)
+        )
 
 
 def unit_rows(x: Tensor, numbers: Numbers | None, *, padding: bool = True) -> Rows:
