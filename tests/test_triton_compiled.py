@@ -30,8 +30,7 @@ def test_nothing_is_spilled_and_everything_can_be_launched(compiled, capability)
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_sizes_compiled_are_those_of_the_table(compiled, capability):
     """Each tile that a launcher can choose on the device, and no others."""
-    tables = [tiles.attention_table(capability, size) for size in (2, 4)]
-    pairs = [pair for table in tables for several in table.values() for pair in several]
+    pairs = [pair for several in tiles.attention_table(capability).values() for pair in several]
     table = {
         "infonce_queries_kernel": {queries for queries, _ in pairs},
         "infonce_keys_kernel": {keys for _, keys in pairs},
@@ -39,9 +38,8 @@ def test_the_sizes_compiled_are_those_of_the_table(compiled, capability):
     kinds = ("plain", "columns", "gradients", "full")
     chosen = {
         tile
-        for size in (2, 4)
         for kind in kinds
-        for tile in tiles.PRODUCTS.get((capability, size, kind), tiles.OTHERWISE[size, kind])
+        for tile in tiles.PRODUCTS.get((capability, 2, kind), tiles.OTHERWISE[2, kind])
     }
     table["infonce_sums_kernel"] = table["infonce_gradient_kernel"] = chosen
     for name, expected in table.items():

@@ -50,18 +50,9 @@ def scaled(
     similarity,  # [BM, BN] fp32
     slope,  # fp64
     offset,  # fp32 scalar
-    WIDE: tl.constexpr,
 ):
-    """Similarity * slope - offset; WIDE in two floats, as a rounded slope is another temperature.
-
-    The inner product cancels against the offset before it is rounded.
-    """
-    high = slope.to(tl.float32)
-    t = tl.fma(similarity, high, -offset)
-    if WIDE:
-        low = (slope - high.to(tl.float64)).to(tl.float32)
-        t = tl.fma(similarity, low, t)
-    return t
+    """Similarity * slope - offset, of which the product is not rounded before it cancels."""
+    return tl.fma(similarity, slope.to(tl.float32), -offset)
 
 
 @triton.jit

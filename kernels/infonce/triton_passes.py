@@ -22,8 +22,13 @@ CHUNK = tl.constexpr(16)  # tiles whose sums are loaded together
 
 @triton.jit
 def exponentials(c, slope, offset):
-    """exp2 of the logits above an offset; 0 where a column is left out, for which LOWEST stands."""
-    return tl.where(c == LOWEST, 0.0, tl.exp2(scaled(c, slope, offset, True)))
+    """exp2 of the logits above an offset; 0 where a column is left out, for which LOWEST stands.
+
+    The slope is taken as two floats: rounded to one it would be another temperature.
+    """
+    rest = (slope - slope.to(tl.float32).to(tl.float64)).to(tl.float32)
+    t = tl.fma(c, rest, scaled(c, slope, offset))
+    return tl.where(c == LOWEST, 0.0, tl.exp2(t))
 
 
 @triton.jit

@@ -143,7 +143,6 @@ def infonce_pairs_kernel(
     depth,
     GROUP: tl.constexpr,  # rows i ... i + GROUP - 1 share a row of `left`
     LABELS: tl.constexpr,
-    PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
@@ -160,7 +159,7 @@ def infonce_pairs_kernel(
     b_at = right + there.to(tl.int64)[:, None] * depth + k[None, :]
     total = tl.zeros([BM, BM], dtype=tl.float32)
     for _ in range(0, depth, BK):
-        total = tl.dot(tl.load(a_at), tl.load(b_at).T, total, input_precision=PRECISION)
+        total = tl.dot(tl.load(a_at), tl.load(b_at).T, total)
         a_at += BK
         b_at += BK
     own = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
@@ -174,7 +173,6 @@ def pairs(left: Tensor, right: Tensor, rows: int, labels: Tensor | None, group: 
         *(left, right, out if labels is None else labels, out, rows, left.shape[1]),
         GROUP=group,
         LABELS=labels is not None,
-        PRECISION=precision(left),
         BM=32,
         BK=64,
         num_warps=4,
