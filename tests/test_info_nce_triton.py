@@ -164,7 +164,8 @@ def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
     theirs = errors(evaluate(textbook, case, torch.ones(())), exact)
     found = errors(evaluate(info_nce, case.on(BACKEND), torch.ones(()), backend=BACKEND), exact)
     for mine, other in zip(found[1:3], theirs[1:3], strict=True):  # of the gradients
-        assert mine < 1.1 * other + 3e-5, (found, theirs)
+        overflows = math.isnan(other)  # torch's logits do, in fp16
+        assert mine < (1e-3 if overflows else 1.1 * other + 3e-5), (found, theirs)
     if not narrow and dtype != torch.float32:
         assert flags[0].item() == 1  # it was the second way that was tested
 
