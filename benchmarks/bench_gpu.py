@@ -72,8 +72,13 @@ class Sizes:
     most: int  # rows of the largest problem, measured once
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     leading: tuple[Problem, ...] = ()  # before all others
+    single: tuple[Problem, ...] = ()  # of single precision, which can be measured alone
 
 
+SINGLE = (
+    *(Problem(4096, 768, "float32", both, True) for both in (False, True)),
+    *(Problem(n, 768, "float32", False, True) for n in (512, 2048, 16384)),
+)
 GPU = Sizes(
     rows=(65536, 64, 128, 256, 512, 1024, 2048, 131072, 4096, 8192, 16384, 32768),
     widths=(768, 128, 256, 384, 1024),
@@ -84,8 +89,9 @@ GPU = Sizes(
         *(Problem(65536, 768, "bfloat16", both, True) for both in (False, True)),
         *(Problem(65536, width, "bfloat16", False, True) for width in (128, 256)),
         *(Problem(n, 768, "bfloat16", both, True) for n in (512, 2048) for both in (False, True)),
-        *(Problem(4096, 768, "float32", both, True) for both in (False, True)),
+        *SINGLE,
     ),
+    single=SINGLE,
 )
 # fp16 in the rehearsal, because Triton's interpreter does not multiply bf16.
 LARGE_AFTER = 10  # problems that tell more are measured first
@@ -96,8 +102,22 @@ TOY = Sizes(
     square=32,
     most=150,
     dtypes=("float16", "float32"),
+    single=(Problem(24, 16, "float32", True, True),),
 )
+WITHOUT_PEERS = "simcse_fast triton", "eager", "torch.compile"
 MOST_WORKSPACE = 10 << 30  # bytes of the largest problem's panel
+
+
+def products_of(problem: Problem, sizes: Sizes) -> list[str]:
+    """The bare products in panels, and whole where those are larger."""
+    panels = [n for n in sizes.panels if n < problem.rows] or [problem.rows]
+    return [f"products in panels of {n}" for n in panels]
+
+
+def single(sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
+    """Problems in fp32, without peers."""
+    for problem in sizes.single:
+        yield problem, [*products_of(problem, sizes)[:1], *WITHOUT_PEERS]
 
 
 def plan(sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
@@ -113,10 +133,9 @@ def plan(sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
         if number == LARGE_AFTER:
             most = Problem(sizes.most, sizes.widths[0], sizes.dtypes[0], False, True)
             yield most, [f"products in panels of {min(4096, sizes.most)}", "simcse_fast triton"]
-        panels = [n for n in sizes.panels if n < problem.rows] or [problem.rows]
-        names = [f"products in panels of {n}" for n in panels]
+        names = products_of(problem, sizes)
         if problem.products == 3:
-            names.append(f"products and a pass in panels of {panels[0]}")
+            names.append(names[0].replace("products", "products and a pass"))
         yield problem, [*names, *gpu_peers.LOSSES]
 
 
@@ -245,6 +264,9 @@ def arguments() -> argparse.Namespace:
         "--longest", type=float, default=60.0, help="seconds until a row is given up"
     )
     parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
+    parser.add_argument(
+        "--fp32", action="store_true", help="a few problems in fp32 alone, without peers: 2 minutes"
+    )
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
     parser.add_argument("--resume", action="store_true", help="go on with the rows in DIR")
     found = parser.parse_args()
@@ -280,7 +302,8 @@ def measure_all(
         record(problem, name, {"reason": f"took more than {limit:.0f} s", "last": True})
         restart(end)
 
-    for problem, names in plan(TOY if options.rehearse else GPU):
+    sizes = TOY if options.rehearse else GPU
+    for problem, names in single(sizes) if options.fp32 else plan(sizes):
         for name in names:
             if name in over or (*astuple(problem), name) in done:
                 continue

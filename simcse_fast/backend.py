@@ -209,7 +209,7 @@ def evaluate(
     limit = workspace_limit(device)
     usual = isinstance(job.scale, torch.Tensor) or SCALES[0] <= job.scale <= SCALES[1]
     with _no_autocast(device.type):
-        if backend == "triton" and dtype != torch.float64 and usual:
+        if backend == "triton" and dtype.itemsize < torch.float32.itemsize and usual:
             fused = importlib.import_module("simcse_fast.kernels.infonce.fused")
             products = importlib.import_module("simcse_fast.kernels.infonce.triton_kernels")
             result: panels.Result = fused.run(products, list(tensors), hard, job, needs, limit)
@@ -221,7 +221,10 @@ def evaluate(
         native_part = backend == "cpu" and wide == torch.float32
         native_part = native_part and SCALES[0] <= float(job.scale) <= SCALES[1]
         part: panels.Part = cpu if native_part else torch_ops
-        result = panels.run(part, inputs, hard, job, needs, limit)
+        if backend == "triton" and wide == torch.float32 and usual:
+            part = importlib.import_module("simcse_fast.kernels.infonce.triton_panels")
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            result = panels.run(part, inputs, hard, job, needs, limit)
         kept = kept_type(backend, dtype)
         if kept == wide:
             return result

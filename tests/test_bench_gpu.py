@@ -60,15 +60,20 @@ def folder(tmp_path_factory):
         path = folder / "peers" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    options = ["--rehearse", "--seconds", "0", "--longest", "15", "--output", str(folder)]
+    rehearse(folder, [folder / "peers", root])
+    return folder
+
+
+def rehearse(folder, paths, *options):
+    """Run the benchmark at toy sizes."""
+    options = ["--rehearse", "--seconds", "0", "--longest", "15", "--output", folder, *options]
     subprocess.run(  # noqa: S603
         [sys.executable, "-m", "benchmarks.bench_gpu", *options],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(folder / "peers"), str(root)))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
         cwd=folder,
         check=True,
         capture_output=True,
     )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,14 @@ def test_the_largest_problem_is_measured_once(rows):
     methods = ["products in panels of 150", "simcse_fast triton"]
     assert [row["method"] for row in largest] == methods
     assert all("ms" in row for row in largest)
+
+
+def test_fp32_can_be_measured_alone(tmp_path, repository):
+    rehearse(tmp_path, [repository], "--fp32")
+    found = json.loads((tmp_path / "info_nce-rehearsal.json").read_text())["rows"]
+    assert {problem(row) for row in found} == {(24, 16, "float32", True, True)}
+    methods = ["products in panels of 24", "simcse_fast triton", "eager", "torch.compile"]
+    assert [row["method"] for row in found if "ms" in row] == methods
 
 
 def test_operations_are_those_the_plan_needs(rows):

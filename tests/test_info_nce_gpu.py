@@ -65,8 +65,9 @@ def test_sizes_that_run_in_training(fixed, rows, width, dtype, symmetric):
 
 
 @pytest.mark.parametrize("options", MODES)
-def test_twenty_runs_at_scale_are_equal_bit_for_bit(options):
-    case = on_gpu(6000, width=768, dtype=torch.bfloat16, **options)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_twenty_runs_at_scale_are_equal_bit_for_bit(dtype, options):
+    case = on_gpu(6000, width=768, dtype=dtype, **options)
     set_workspace_limit(2000 * 6016 * 2)  # several panels
     first = step(case)
     for _ in range(19):
@@ -76,8 +77,9 @@ def test_twenty_runs_at_scale_are_equal_bit_for_bit(options):
 @pytest.mark.parametrize("options", MODES)
 @pytest.mark.parametrize("rows", [256, 5000])
 @pytest.mark.parametrize("learned", [False, True], ids=["number", "tensor"])
-def test_nothing_waits_for_the_device(learned, rows, options):
-    case = on_gpu(rows, width=256, dtype=torch.bfloat16, **options)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_waits_for_the_device(dtype, learned, rows, options):
+    case = on_gpu(rows, width=256, dtype=dtype, **options)
     module = InfoNCELoss(learnable=learned, **options).cuda()
     query = case.query.requires_grad_()
     module(query, case.key).backward()  # compiles
@@ -91,8 +93,9 @@ def test_nothing_waits_for_the_device(learned, rows, options):
 
 @pytest.mark.parametrize("options", MODES)
 @pytest.mark.parametrize("rows", [256, 5000])
-def test_a_graph_replays_on_new_inputs(rows, options):
-    case, other = (on_gpu(rows, width=256, dtype=torch.bfloat16, seed=i, **options) for i in (0, 1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_graph_replays_on_new_inputs(dtype, rows, options):
+    case, other = (on_gpu(rows, width=256, dtype=dtype, seed=i, **options) for i in (0, 1))
     expected = step(other)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -173,6 +176,32 @@ def test_more_than_2_to_the_31_similarities(options):
     if options.get("symmetric"):
         expected = (expected + directions(k, q)) / 2
     torch.testing.assert_close(losses.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+@pytest.mark.parametrize("rows", [4096, 9001, 17_000], ids=lambda n: f"{n}-rows")
+def test_fp32_is_as_exact_in_panels_as_whole(rows, symmetric):
+    """Rows longer than a block, ragged and aligned; a panel of a gigabyte against small ones."""
+    case = on_gpu(rows, width=128, noise=0.5, symmetric=symmetric)
+    whole = step(case)
+    set_workspace_limit(96 << 20)
+    for one, other in zip(whole, step(case), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
+    if rows < 10_000:
+        exact = evaluate(textbook, case.to(torch.float64))
+        found = errors(evaluate(info_nce, case, backend="triton"), exact)
+        theirs = errors(evaluate(textbook, case), exact)
+        assert max(found[1:3]) <= 1.1 * max(theirs[1:3])
+
+
+def test_a_panel_of_fp32_of_more_than_2_to_the_31_similarities():
+    """Against panels whose index fits 32 bits."""
+    case = on_gpu(48_000, width=64)
+    set_workspace_limit(10 << 30)
+    whole = step(case)
+    set_workspace_limit(1 << 30)
+    for one, other in zip(whole, step(case), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-9)
 
 
 def test_a_panel_of_more_than_2_to_the_31_exponentials():

@@ -36,7 +36,8 @@ from simcse_fast.kernels.infonce import (
 
 DEVICE = device_of(BACKEND)
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+HALVES = [torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, *HALVES]
 IDS = {"query_ids": torch.arange(67) % 9, "key_ids": torch.arange(67) % 7}
 ONE_WAY = {
     "plain": {},
@@ -87,7 +88,7 @@ def panels_only(monkeypatch):
 
 
 @pytest.mark.usefixtures("panels_only")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("fixed", [False, True], ids=["tensor", "number"])
 @pytest.mark.parametrize("name", ONE_WAY)
 def test_panels_are_no_worse_than_torch(name, fixed, dtype):
@@ -107,7 +108,7 @@ def test_a_temperature_that_is_a_number(options, dtype):
 
 
 @pytest.mark.usefixtures("panels_only")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(
     ("temperature", "noise"),
     [
@@ -145,30 +146,27 @@ def one_giant(symmetric: bool) -> Case:
     return dataclasses.replace(case, temperature=torch.tensor(0.05, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
 @pytest.mark.parametrize("make_case", [opposite, one_giant])
 @pytest.mark.parametrize("learned", [False, True], ids=["number", "tensor"])
 def test_where_the_offset_suits_no_row_the_rows_own_is_taken(
-    learned, make_case, symmetric, narrow, monkeypatch
+    learned, make_case, symmetric, dtype, narrow, monkeypatch
 ):
-    case = make_case(symmetric).to(torch.float32)
+    case = make_case(symmetric).to(dtype)
+    case = case if learned else case.fixed()
     flags = []
     prepare = fused._prepare
     monkeypatch.setattr(
         fused, "_prepare", lambda *a: [found := prepare(*a), flags.append(found.flag)][0]
     )
-
-    def loss(temperature, **tensors):
-        temperature = temperature if learned else temperature.item()
-        return info_nce(temperature=temperature, **tensors)
-
     exact = evaluate(textbook, case.to(torch.float64), torch.ones(()))
-    case = case.on(BACKEND)
-    tensors = {name: getattr(case, name).requires_grad_() for name in ("query", "key")}
-    value = loss(case.temperature, **tensors, **case.options, backend=BACKEND)
-    found = [value, *torch.autograd.grad(value, list(tensors.values()))]
-    assert max(errors([x.detach().double().cpu() for x in found], exact[:3])) < 3e-5
-    if not narrow:
+    theirs = errors(evaluate(textbook, case, torch.ones(())), exact)
+    found = errors(evaluate(info_nce, case.on(BACKEND), torch.ones(()), backend=BACKEND), exact)
+    for mine, other in zip(found[1:3], theirs[1:3], strict=True):  # of the gradients
+        overflows = math.isnan(other)  # torch's logits do, in fp16
+        assert mine < (1e-3 if overflows else 1.1 * other + 3e-5), (found, theirs)
+    if not narrow and dtype != torch.float32:
         assert flags[0].item() == 1  # it was the second way that was tested
 
 
@@ -203,11 +201,12 @@ def test_blocks_share_one_softmax():
         assert max(found) < {4: 2e-6, 2: 2e-2}[dtype.itemsize]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("anchor", "key"), [(0, 2), (2, 0)])
-def test_gradients_go_to_the_tensors_of_a_block(anchor, key, narrow):
+def test_gradients_go_to_the_tensors_of_a_block(anchor, key, dtype, narrow):
     """Of several: as in the other direction of triplets, whose documents stand between."""
     g = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(n, 33, generator=g).to(DEVICE) for n in (40, 80, 40)]
+    inputs = [torch.randn(n, 33, generator=g).to(DEVICE, dtype) for n in (40, 80, 40)]
     blocks = (Block(anchor, key, len(inputs[key])),)
     labels = torch.arange(40, device=DEVICE)
     found = {}
@@ -220,7 +219,8 @@ def test_gradients_go_to_the_tensors_of_a_block(anchor, key, narrow):
     for number, (one, other) in enumerate(zip(*found.values(), strict=True)):
         assert (one is not None) == (number in (anchor, key))
         if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+            close = {4: (1e-4, 1e-7), 2: (2e-2, 1e-5)}[dtype.itemsize]
+            torch.testing.assert_close(one, other, rtol=close[0], atol=close[1])
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(60, 2), (43, 3), (20, 2)])
@@ -228,7 +228,7 @@ def test_the_padding_of_a_block_of_segments_is_written(rows, columns):
     """Hard negatives as further columns: what is beyond the last of them must be zero, not old."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # which fills memory with NaN
     set_workspace_limit(None)
-    inputs = [torch.randn(n, 33, device=DEVICE) for n in (rows, rows * columns)]
+    inputs = [torch.randn(n, 33, device=DEVICE).half() for n in (rows, rows * columns)]
     gradients = {}
     for backend in ("triton", "reference"):
         mine = [x.clone().requires_grad_() for x in inputs]
@@ -238,7 +238,7 @@ def test_the_padding_of_a_block_of_segments_is_written(rows, columns):
         gradients[backend] = [x.grad for x in mine]
     torch.use_deterministic_algorithms(False)
     for found, exact in zip(*gradients.values(), strict=True):
-        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(found, exact, rtol=2e-2, atol=1e-5)
 
 
 @pytest.mark.usefixtures("panels_only")
@@ -275,7 +275,7 @@ def test_fp16_gradients_fit_with_smoothing():
 
 
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
-def test_copies_of_the_positive_stay_under_a_margin_of_0(narrow, symmetric):
+def test_copies_of_the_positive_stay_under_a_margin_of_0(symmetric):
     """At any cosine: a product in another order differs in its last bits."""
     g = torch.Generator().manual_seed(0)
     key, query = torch.randn(8, 48, generator=g).repeat(9, 1), torch.randn(72, 48, generator=g)
@@ -287,8 +287,10 @@ def test_copies_of_the_positive_stay_under_a_margin_of_0(narrow, symmetric):
     torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
 
 
-def test_a_margin_of_minus_infinity_leaves_nothing(narrow):
-    x = torch.randn(9, 16, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_margin_of_minus_infinity_leaves_nothing(dtype, narrow):
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    x = torch.randn(9, 16, device=DEVICE, dtype=dtype, generator=generator)
     options = {"false_negative_margin": -math.inf, "backend": "triton"}
     assert info_nce(x, x.flip(0), **options).item() == 0
 
@@ -324,7 +326,7 @@ def test_fp16_gradients_fit_with_smoothing_and_negative_weights():
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-2, atol=1e-6)
 
 
-def test_gradients_of_a_rows_logits_add_up_to_zero(narrow):
+def test_gradients_of_a_rows_logits_add_up_to_zero():
     """All keys equal: nothing can be gained, however large the logits are."""
     query = torch.tensor([[11.0, 13.2], [-13.2, 9.9]], device=DEVICE).requires_grad_()
     key = torch.tensor([[9.1, 11.3]], device=DEVICE).repeat(50, 1)

@@ -7,6 +7,7 @@ from simcse_fast.kernels.infonce import tiles
 
 pytestmark = pytest.mark.skipif(not possible(), reason="needs triton, which compiles without a GPU")
 REGISTERS = 65_536  # of a multiprocessor
+LONG = 4096  # columns of a row that are read together
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that a program may have
 
 
@@ -30,8 +31,7 @@ def test_nothing_is_spilled_and_everything_can_be_launched(compiled, capability)
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_sizes_compiled_are_those_of_the_table(compiled, capability):
     """Each tile that a launcher can choose on the device, and no others."""
-    tables = [tiles.attention_table(capability, size) for size in (2, 4)]
-    pairs = [pair for table in tables for several in table.values() for pair in several]
+    pairs = [pair for several in tiles.attention_table(capability).values() for pair in several]
     table = {
         "infonce_queries_kernel": {queries for queries, _ in pairs},
         "infonce_keys_kernel": {keys for _, keys in pairs},
@@ -39,9 +39,8 @@ def test_the_sizes_compiled_are_those_of_the_table(compiled, capability):
     kinds = ("plain", "columns", "gradients", "full")
     chosen = {
         tile
-        for size in (2, 4)
         for kind in kinds
-        for tile in tiles.PRODUCTS.get((capability, size, kind), tiles.OTHERWISE[size, kind])
+        for tile in tiles.PRODUCTS.get((capability, 2, kind), tiles.OTHERWISE[2, kind])
     }
     table["infonce_sums_kernel"] = table["infonce_gradient_kernel"] = chosen
     for name, expected in table.items():
@@ -62,6 +61,20 @@ def test_products_use_the_copy_engine(compiled, capability):
     large = [k for k in stored if k["type"] != "torch.float32"]
     assert large
     assert all(k["TMA"] for k in large)
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_passes_over_a_stored_panel_read_sixteen_bytes_at_a_time(compiled, capability):
+    """And two programs share a multiprocessor, but where ids and a margin are compared."""
+    names = {"infonce_rows_kernel", "infonce_both_kernel", "infonce_fold_kernel"}
+    kernels = [k for k in compiled[capability] if k["kernel"] in names]
+    assert {k["kernel"] for k in kernels} == names
+    for kernel in kernels:
+        threads = 32 * kernel.get("num_warps", 4)
+        if not kernel.get("IDS"):
+            assert 2 * kernel["registers"] * threads <= REGISTERS, kernel
+        if kernel["kernel"] == "infonce_rows_kernel" and kernel["BN"] == LONG:
+            assert kernel["vector_bytes"] >= 2 * 4 * LONG // threads, kernel  # read twice
 
 
 @pytest.mark.parametrize("capability", SHARED)

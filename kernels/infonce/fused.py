@@ -1,4 +1,4 @@
-"""The GPU's plan: panels whose product leaves as exponentials, so that no pass over them is left.
+"""The GPU's plan for bf16 and fp16: a product leaves as exponentials, and no pass is left.
 
 Similarities are never stored: a product's epilogue turns them into exponentials above an offset
 that is known beforehand, or into gradients where the softmaxes are known. docs/loss.md derives it.
@@ -28,7 +28,7 @@ WAVE = 128  # rows of the tiles in which torch's products are counted when panel
 
 def run(
     products: Products,
-    tensors: list[Tensor],  # (rows, D) each, fp32, bf16 or fp16, any strides
+    tensors: list[Tensor],  # (rows, D) each, bf16 or fp16, any strides
     hard: Tensor | None,  # (M, K, D)
     job: Job,
     needs: Sequence[bool],  # gradients wanted, like tensors + [hard]
@@ -42,7 +42,7 @@ def run(
             return narrow
         plan = _Plan(products, problem, needs, limit)
         single = len(job.terms.blocks) == 1 and not job.terms.symmetric
-        # A panel of exponentials needs bf16's or fp32's range.
+        # A panel of exponentials needs bf16's range.
         wide = tensors[0].dtype != torch.float16
         if any(needs) and single and wide and not job.terms.label_smoothing:
             return plan.in_one_pass()
@@ -368,9 +368,7 @@ def _layout(problem: Problem) -> tuple[list[_Piece], int]:
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
     """Write or add left @ right into fp32 rows of out, accumulated in fp32."""
-    if out.dtype == left.dtype:
-        torch.addmm(out, left, right, out=out) if add else torch.mm(left, right, out=out)
-    elif left.is_cuda and add:
+    if left.is_cuda and add:
         torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
     elif left.is_cuda:
         torch.mm(left, right, out_dtype=out.dtype, out=out)

@@ -21,7 +21,7 @@ DIAGONAL = 128  # rows of the blocks in which the pairs of a symmetric loss are 
 class Part(Protocol):
     """What happens between the products; see torch_ops.py for the plain form of each function."""
 
-    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(rows, D) -> unit rows and (rows,) inverse lengths."""
 
     def normalize_backward(
@@ -145,6 +145,11 @@ class _Products:
             found[begin : begin + size] = corner.diagonal()
         return found
 
+    def place(self, positive: Tensor, panel: Tensor, begin: int) -> None:
+        """Have rows, columns and both passes see one number for each pair, as a margin must."""
+        if not self.whole:
+            panel.diagonal(begin).copy_(positive[begin : begin + len(panel)])
+
     def backward(self, panel: Tensor, begin: int) -> None:
         """Add a panel's two products per block, G K and G^T Q, to the tensors that want them."""
         for anchor, key, part in self._parts(panel):
@@ -213,10 +218,15 @@ def _rows(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tenso
 
 
 def _square(part: Part, products: _Products, own: _Hard | None, job: Job) -> Tensor:
-    positive, panel = products.diagonal(), products.panel
+    panels = products.panels()
+    if products.whole:
+        panels = iter([next(panels)])  # it stays where it is formed
+        positive = products.panel.diagonal().clone()
+    else:
+        positive = products.diagonal()
     state = part.square(job, positive)
-    for begin, panel in products.panels():
-        _place(positive, panel, begin)
+    for begin, panel in panels:
+        products.place(positive, panel, begin)
         hard = None if own is None else own.similarities(begin, begin + panel.shape[0])
         state.first(panel, hard, begin, products.wanted)
         if own is not None and hard is not None and products.wanted:
@@ -224,14 +234,9 @@ def _square(part: Part, products: _Products, own: _Hard | None, job: Job) -> Ten
     losses = state.end_of_first()
     if products.wanted:
         # A matrix that fits the workspace is still in it; otherwise its panels are formed again.
-        again = iter([(0, panel)]) if products.whole else products.panels()
+        again = iter([(0, products.panel)]) if products.whole else products.panels()
         for begin, similarities in again:
-            _place(positive, similarities, begin)
+            products.place(positive, similarities, begin)
             state.second(similarities, begin)
             products.backward(similarities, begin)
     return losses
-
-
-def _place(positive: Tensor, panel: Tensor, begin: int) -> None:
-    """Have rows, columns and both passes see one number for each pair, as a margin must."""
-    panel.diagonal(begin).copy_(positive[begin : begin + len(panel)])

@@ -56,9 +56,8 @@ PRODUCTS: dict[tuple[int, int, str], tuple[Tile, ...]] = {
 }
 OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     **{(2, kind): (_MIDDLE, _SMALL) for kind in ("plain", "columns", "gradients")},
-    **{(4, kind): _SINGLE for kind in ("plain", "columns", "gradients")},
+    (4, "columns"): _SINGLE,  # of uniformity; the loss in fp32 takes torch's products
     (2, "full"): (Tile(128, 64, 64, 8, 3), Tile(32, 64, 64, 4, 3)),
-    (4, "full"): (Tile(64, 64, 32, 4, 3),),
 }
 
 # The kernels shaped like attention, by padded width: pairs for the queries' kernel and the keys'.
@@ -81,20 +80,14 @@ ATTENTION_BLACKWELL: dict[int, tuple[tuple[Tile, Tile], ...]] = ATTENTION_HOPPER
     64: ((Tile(128, 64, 64, 8, 2), Tile(64, 128, 64, 8, 2)), *ATTENTION[64]),
     128: ((Tile(128, 64, 128, 8, 2), Tile(64, 128, 128, 8, 2)), *ATTENTION[128]),
 }
-# fp32 has no matrix instruction: only where launches cost more than products.
-ATTENTION_SINGLE: dict[int, tuple[tuple[Tile, Tile], ...]] = {
-    width: ((Tile(16, 16, 32, warps, 1),) * 2,)
-    for width, warps in ((64, 8), (128, 4), (256, 4), (512, 8))
-}
 # Similarities up to which launches, of which these kernels need fewer, cost more than products; by
-# bytes of a number and padded width. A symmetric loss takes them twice.
+# padded width, for sixteen bits. A symmetric loss takes them twice.
 EVERY = 1 << 62
-PANELS_ABOVE: dict[tuple[int, int], tuple[int, int]] = {  # in one direction, and symmetric
-    (2, 64): (EVERY, EVERY),
-    (2, 128): (EVERY, 1 << 26),
-    (2, 256): (1 << 26, 1 << 24),
-    **{(2, width): (1 << 22, 1 << 22) for width in (512, 1024)},
-    **{(4, width): (1 << 18, 1 << 18) for width in ATTENTION_SINGLE},
+PANELS_ABOVE: dict[int, tuple[int, int]] = {  # in one direction, and symmetric
+    64: (EVERY, EVERY),
+    128: (EVERY, 1 << 26),
+    256: (1 << 26, 1 << 24),
+    **dict.fromkeys((512, 1024), (1 << 22, 1 << 22)),
 }
 INTERPRETED = Tile(32, 64, 32, 4, 1), (Tile(16, 32, 64, 4, 1), Tile(32, 16, 64, 4, 1))
 
@@ -128,10 +121,8 @@ def product_tile(unit: Tensor, kind: str, rows: int, columns: int) -> Tile:
     return tiles[-1]
 
 
-def attention_table(device: int, size: int) -> dict[int, tuple[tuple[Tile, Tile], ...]]:
-    """By padded width, for a compute capability and numbers of so many bytes."""
-    if size > 2:  # noqa: PLR2004
-        return ATTENTION_SINGLE
+def attention_table(device: int) -> dict[int, tuple[tuple[Tile, Tile], ...]]:
+    """By padded width, for a compute capability."""
     if device in BLACKWELL:
         return ATTENTION_BLACKWELL
     return ATTENTION_HOPPER if device == HOPPER else ATTENTION
@@ -141,13 +132,13 @@ def attention_tiles(
     unit: Tensor, rows: int, columns: int, symmetric: bool
 ) -> tuple[Tile, Tile] | None:
     """For the queries' and the keys' kernel; None where panels are quicker."""
-    device, size = capability(unit.device), unit.element_size()
+    device = capability(unit.device)
     if device is None:
         return INTERPRETED[1]
     width = max(64, 1 << (unit.shape[1] - 1).bit_length())
-    if rows * columns > PANELS_ABOVE.get((size, width), (0, 0))[symmetric]:
+    if rows * columns > PANELS_ABOVE.get(width, (0, 0))[symmetric]:
         return None
-    pairs = attention_table(device, size)[width]
+    pairs = attention_table(device)[width]
     for queries, keys in pairs:
         programs = min(rows // queries.rows, columns // keys.columns)
         if 4 * programs >= 3 * processors(unit.device):

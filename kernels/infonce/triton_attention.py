@@ -40,13 +40,12 @@ def similarities(
     kept_left,  # [A, BD] rows i, and
     kept_right,  # [B, BD] rows j, where BK is BD
     depth,
-    PRECISION: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
     """<left_i, right_j>, [A, B] fp32; wide rows in steps of BK, as registers cannot hold them."""
     if BK == BD:
-        return tl.dot(kept_left, kept_right.T, input_precision=PRECISION)
+        return tl.dot(kept_left, kept_right.T)
     k = tl.arange(0, BK)
     a_at = left + i.to(tl.int64)[:, None] * depth + k[None, :]
     b_at = right + j.to(tl.int64)[:, None] * depth + k[None, :]
@@ -55,7 +54,7 @@ def similarities(
         inside = (step + k < depth)[None, :]
         a = tl.load(a_at + step, mask=inside, other=0.0)
         b = tl.load(b_at + step, mask=inside, other=0.0)
-        total = tl.dot(a, b.T, total, input_precision=PRECISION)
+        total = tl.dot(a, b.T, total)
     return total
 
 
@@ -133,8 +132,6 @@ def infonce_queries_kernel(
     NORMALIZE: tl.constexpr,
     MORE: tl.constexpr,
     SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -147,7 +144,7 @@ def infonce_queries_kernel(
     q = rows_at(query, mine, depth, BD)
     label = tl.load(labels + i, mask=here, other=0).to(tl.int32)
     positive = rows_at(key, label, depth, BD)
-    own = similarities(query, mine, key, label, q, positive, depth, PRECISION, BK, BD)  # [BM, BM]
+    own = similarities(query, mine, key, label, q, positive, depth, BK, BD)  # [BM, BM]
     diagonal = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
     x_own = tl.sum(tl.where(diagonal, own, 0.0), 1)
     query_id = label
@@ -156,17 +153,17 @@ def infonce_queries_kernel(
     offset = tl.load(numbers + 1).to(tl.float32)
     if ONLINE:
         offset = 0.0
-    bound = scaled(margin_bound(x_own, margin), slope_of(numbers, hardness), offset, WIDE)
+    bound = scaled(margin_bound(x_own, margin), slope_of(numbers, hardness), offset)
     largest = tl.full([BM], LOWEST, dtype=tl.float32)
     total = tl.zeros([BM], dtype=tl.float32)
     g = tl.zeros([BM, BD], dtype=tl.float32)
     for column in range(0, columns, BN):
         j = tl.minimum(column + tl.arange(0, BN), columns - 1)
         k = rows_at(key, j, depth, BD)
-        s = similarities(query, mine, key, j, q, k, depth, PRECISION, BK, BD)  # [BM, BN]
+        s = similarities(query, mine, key, j, q, k, depth, BK, BD)  # [BM, BN]
         t = negatives(
             s, numbers, hardness, 0.0, offset, column, columns, label, query_id, key_ids,
-            POSITIVE, IDS, WIDE, BN, False,
+            POSITIVE, IDS, BN, False,
         )  # fmt: skip
         if MARGIN:
             t = tl.where(t > bound[:, None], float("-inf"), t)
@@ -180,14 +177,14 @@ def infonce_queries_kernel(
         e = tl.exp2(t)
         total += tl.sum(e, 1)
         if GRADIENT:
-            g = tl.dot(e.to(k.dtype), k, g, input_precision=PRECISION)
+            g = tl.dot(e.to(k.dtype), k, g)
     x_log = x_own.to(tl.float64) * (tl.load(numbers) * LOG2E)
     shift = offset + tl.zeros([BM], dtype=tl.float64)
     negative = total.to(tl.float64)
     rest = tl.full([BM], 1.0, dtype=tl.float64)
     if ONLINE:
         # As negatives are formed, and as the offset is kept: an equal key has an equal logit.
-        x_log = scaled(x_own, slope_of(numbers, 0.0), 0.0, WIDE).to(tl.float64)
+        x_log = scaled(x_own, slope_of(numbers, 0.0), 0.0).to(tl.float64)
         shift = tl.maximum(largest, x_log).to(tl.float32).to(tl.float64)
         rest = tl.exp2(largest - shift)
         negative *= rest
@@ -205,7 +202,7 @@ def infonce_queries_kernel(
         # operands need fewer registers than rows gathered by label; -1 is exact in every type.
         g *= tl.where(negative > 0, rest / negative, 0.0).to(tl.float32)[:, None]
         minus = tl.where(diagonal, -1.0, 0.0).to(q.dtype)
-        g = tl.dot(minus, rows_at(key, label, depth, BD), g, input_precision=PRECISION)
+        g = tl.dot(minus, rows_at(key, label, depth, BD), g)
         g *= (w * miss * uniform).to(tl.float32)[:, None]
         back(
             g, x, row_stride, column_stride, inverse, numbers, more, out, along, i, rows, width,
@@ -242,8 +239,6 @@ def infonce_keys_kernel(
     ONLINE: tl.constexpr,
     NORMALIZE: tl.constexpr,
     MORE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -267,14 +262,14 @@ def infonce_keys_kernel(
         query_id = label
         if IDS:
             query_id = tl.load(query_ids + i, mask=here, other=0)
-        s = similarities(key, mine, query, theirs, k, q, depth, PRECISION, BK, BD)  # [BN, BM]
+        s = similarities(key, mine, query, theirs, k, q, depth, BK, BD)  # [BN, BM]
         t = negatives(
             s, numbers, hardness, 0.0, offset, column, columns, label, query_id, key_ids,
-            POSITIVE, IDS, WIDE, BN, True,
+            POSITIVE, IDS, BN, True,
         )  # fmt: skip
         if MARGIN:
             bound = margin_bound(tl.load(state + 2 * rows + i, mask=here, other=0.0), margin)
-            bound = scaled(bound, slope_of(numbers, hardness), offset, WIDE)
+            bound = scaled(bound, slope_of(numbers, hardness), offset)
             t = tl.where(t > bound[None, :], float("-inf"), t)
         if ONLINE:
             t -= tl.load(state + i, mask=here, other=float("inf"))[None, :]
@@ -284,7 +279,7 @@ def infonce_keys_kernel(
             p = tl.where(j[:, None] == label[None, :], own[None, :], p)
         if GAIN:
             p *= tl.load(gain)
-        g = tl.dot(p.to(q.dtype), q, g, input_precision=PRECISION)
+        g = tl.dot(p.to(q.dtype), q, g)
     factor = tl.full((), uniform, tl.float32)
     if GAIN:
         factor /= tl.load(gain)

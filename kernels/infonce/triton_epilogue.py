@@ -26,7 +26,6 @@ def negatives(
     key_ids,  # (N,) where IDS
     OWN: tl.constexpr,
     IDS: tl.constexpr,
-    WIDE: tl.constexpr,
     BN: tl.constexpr,
     TURNED: tl.constexpr,
 ):
@@ -34,11 +33,11 @@ def negatives(
     ROW: tl.constexpr = 0 if TURNED else 1  # where a vector of rows gets its second dimension
     columns_of_tile = column + tl.arange(0, BN)
     j = tl.expand_dims(columns_of_tile, 1 - ROW)
-    t = scaled(similarity, slope_of(numbers, hardness), offset, WIDE)
+    t = scaled(similarity, slope_of(numbers, hardness), offset)
     if holds(label, column, BN):
         own = j == tl.expand_dims(label, ROW)
         if OWN == KEPT:
-            t = tl.where(own, scaled(similarity, slope_of(numbers, own_hardness), offset, WIDE), t)
+            t = tl.where(own, scaled(similarity, slope_of(numbers, own_hardness), offset), t)
         else:
             t = tl.where(own, float("-inf"), t)
     if column + BN > columns:
@@ -68,7 +67,6 @@ def within_margin(
     count,
     AXIS: tl.constexpr,  # the second dimension of a vector of them in the tile
     SIZE: tl.constexpr,
-    WIDE: tl.constexpr,
 ):
     """t, with -inf where a similarity exceeds that of the row's (column's) positive by a margin.
 
@@ -76,7 +74,7 @@ def within_margin(
     """
     i = first + tl.arange(0, SIZE)
     bound = margin_bound(tl.load(positive + i, mask=i < count, other=0.0), margin)
-    bound = scaled(bound, slope_of(numbers, hardness), offset, WIDE)
+    bound = scaled(bound, slope_of(numbers, hardness), offset)
     return tl.where(t > tl.expand_dims(bound, AXIS), float("-inf"), t)
 
 

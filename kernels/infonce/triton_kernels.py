@@ -24,7 +24,6 @@ from simcse_fast.kernels.infonce.triton_epilogue import (
 )
 from simcse_fast.kernels.infonce.triton_math import FUSED, POSITIVE
 from simcse_fast.kernels.infonce.triton_narrow import narrow
-from simcse_fast.kernels.infonce.triton_rows import precision
 
 __all__ = ["gradients", "narrow", "sums"]  # the part of the plan: similarities.Products
 
@@ -135,8 +134,6 @@ def infonce_sums_kernel(
     ONLINE: tl.constexpr,
     SMOOTHING: tl.constexpr,
     GUARD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
     TMA: tl.constexpr,
     HALVES: tl.constexpr,
     BM: tl.constexpr,
@@ -157,7 +154,7 @@ def infonce_sums_kernel(
         i_m, i_n = tile_of(tile, tiles_m, tiles_n, GROUP)
         row, column = i_m * BM, i_n * BN
         s = product(
-            query, key, row, column, rows, columns, depth, BM, BN, BK, TMA, PRECISION
+            query, key, row, column, rows, columns, depth, BM, BN, BK, TMA, "ieee"
         )  # [BM, BN]
         i = row + tl.arange(0, BM)
         label = tl.load(labels + i, mask=i < rows, other=-1).to(tl.int32)
@@ -166,13 +163,11 @@ def infonce_sums_kernel(
             query_id = tl.load(query_ids + i, mask=i < rows, other=0)
         t = negatives(
             s, numbers, hardness, own_hardness, offset, column, columns, label, query_id, key_ids,
-            OWN, IDS, WIDE, BN, False,
+            OWN, IDS, BN, False,
         )  # fmt: skip
         by_row = t
         if MARGIN:
-            by_row = within_margin(
-                t, positive, margin, numbers, hardness, offset, row, rows, 1, BM, WIDE
-            )
+            by_row = within_margin(t, positive, margin, numbers, hardness, offset, row, rows, 1, BM)
         e = sums_of(by_row, row_sums, i_n, tiles_n, row, rows, 1, BM, ONLINE, SMOOTHING)
         if STORE:
             put(panel, stride, row, column, rows, width, e, BM, BN, TMA, HALVES)
@@ -180,7 +175,7 @@ def infonce_sums_kernel(
             by_column = t
             if MARGIN:
                 by_column = within_margin(
-                    t, opposite, margin, numbers, hardness, offset, column, columns, 0, BN, WIDE
+                    t, opposite, margin, numbers, hardness, offset, column, columns, 0, BN
                 )
             if row + BM > rows:
                 by_column = tl.where(i[:, None] < rows, by_column, float("-inf"))
@@ -221,8 +216,6 @@ def infonce_gradient_kernel(
     ONLINE: tl.constexpr,
     SMOOTHING: tl.constexpr,
     GUARD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
     TMA: tl.constexpr,
     HALVES: tl.constexpr,
     BM: tl.constexpr,
@@ -243,7 +236,7 @@ def infonce_gradient_kernel(
         i_m, i_n = tile_of(tile, tiles_m, tiles_n, GROUP)
         row, column = i_m * BM, i_n * BN
         s = product(
-            query, key, row, column, rows, columns, depth, BM, BN, BK, TMA, PRECISION
+            query, key, row, column, rows, columns, depth, BM, BN, BK, TMA, "ieee"
         )  # [BM, BN]
         i = row + tl.arange(0, BM)
         label = tl.load(labels + i, mask=i < rows, other=-1).to(tl.int32)
@@ -252,19 +245,17 @@ def infonce_gradient_kernel(
             query_id = tl.load(query_ids + i, mask=i < rows, other=0)
         t = negatives(
             s, numbers, hardness, own_hardness, offset, column, columns, label, query_id, key_ids,
-            OWN, IDS, WIDE, BN, False,
+            OWN, IDS, BN, False,
         )  # fmt: skip
         by_row = t
         if MARGIN:
-            by_row = within_margin(
-                t, positive, margin, numbers, hardness, offset, row, rows, 1, BM, WIDE
-            )
+            by_row = within_margin(t, positive, margin, numbers, hardness, offset, row, rows, 1, BM)
         g = gradient_of(by_row, row_state, total, row, rows, 1, BM, ONLINE, SMOOTHING)
         if COLUMNS:
             by_column = t
             if MARGIN:
                 by_column = within_margin(
-                    t, opposite, margin, numbers, hardness, offset, column, columns, 0, BN, WIDE
+                    t, opposite, margin, numbers, hardness, offset, column, columns, 0, BN
                 )
             g += gradient_of(
                 by_column, column_state, columns, column, columns, 0, BN, ONLINE, SMOOTHING
@@ -358,7 +349,6 @@ def _operands(
         into = query if panel is None else TensorDescriptor.from_tensor(into, [tile.rows, stored])
     return query, key, into, {
         "OWN": int(s.segment.own), "IDS": s.key_ids is not None, "MARGIN": s.positive is not None,
-        "PRECISION": precision(s.query), "WIDE": s.query.dtype == torch.float32,
         "TMA": descriptors, "HALVES": tile.halves,
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": table.GROUP,
         "FLATTEN": tile.flat,

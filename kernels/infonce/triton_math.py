@@ -4,8 +4,10 @@ Logits are kept in units of log2, less an offset: t = s log2(e) <q, k> - offset,
 exponential is one instruction.
 """
 
+import numpy as np
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Of every launch: fused multiply-adds, which newer releases of Triton leave out unless asked for.
 FUSED = {"enable_fp_fusion": True}
@@ -19,6 +21,24 @@ SHORTEST = tl.constexpr(1e-12)  # rows below are divided by it instead of their 
 POSITIVE, KEPT, LEFT_OUT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # as terms.Own
 
 
+def scale_arguments(scale: Tensor | float, other: Tensor) -> tuple[Tensor, float, float]:
+    """What `scale_of` takes; where the scale is a number, another tensor stands for its pointer."""
+    if isinstance(scale, Tensor):
+        return scale, 0.0, 0.0
+    high = float(np.float32(scale))
+    return other, high, scale - high
+
+
+@triton.jit
+def scale_of(scale, scale_high, scale_low, LEARNED: tl.constexpr):
+    """The scale in fp64: on the device where LEARNED, elsewhere the sum of two floats."""
+    if LEARNED:
+        s = tl.load(scale).to(tl.float64)
+    else:
+        s = tl.full((), scale_high, tl.float64) + tl.full((), scale_low, tl.float64)
+    return s
+
+
 @triton.jit
 def slope_of(numbers, hardness):
     """What a similarity is multiplied by, in fp64: (s + hardness) log2(e)."""
@@ -30,18 +50,9 @@ def scaled(
     similarity,  # [BM, BN] fp32
     slope,  # fp64
     offset,  # fp32 scalar
-    WIDE: tl.constexpr,
 ):
-    """Similarity * slope - offset; WIDE in two floats, as a rounded slope is another temperature.
-
-    The inner product cancels against the offset before it is rounded.
-    """
-    high = slope.to(tl.float32)
-    t = tl.fma(similarity, high, -offset)
-    if WIDE:
-        low = (slope - high.to(tl.float64)).to(tl.float32)
-        t = tl.fma(similarity, low, t)
-    return t
+    """Similarity * slope - offset, of which the product is not rounded before it cancels."""
+    return tl.fma(similarity, slope.to(tl.float32), -offset)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from simcse_fast.kernels.infonce.triton_attention import (
     infonce_queries_kernel,
 )
 from simcse_fast.kernels.infonce.triton_math import FUSED
-from simcse_fast.kernels.infonce.triton_rows import Rows, kept, precision
+from simcse_fast.kernels.infonce.triton_rows import Rows, kept
 from simcse_fast.kernels.infonce.triton_softmax import gain_of
 
 
@@ -129,8 +129,6 @@ def _common(problem: Problem) -> tuple[tuple[Tensor, ...], tuple[float, ...], di
         # relative to that, exponentials fit fp16 as well.
         "ONLINE": problem.flag is not None or query.unit.dtype == torch.float16,
         "NORMALIZE": query.inverse is not None,
-        "PRECISION": precision(query.unit),
-        "WIDE": query.unit.dtype == torch.float32,
     }
     return (problem.numbers, job.labels, *ids), numbers, switches
 

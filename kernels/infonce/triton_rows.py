@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from simcse_fast.kernels.infonce.terms import kept_type
-from simcse_fast.kernels.infonce.triton_math import FUSED, LOG2E, SHORTEST
+from simcse_fast.kernels.infonce.triton_math import (
+    FUSED,
+    LOG2E,
+    SHORTEST,
+    scale_arguments,
+    scale_of,
+)
 
 PAD = 64  # rows and width of unit rows are multiples of it, so that no product has a ragged depth
 # Logits may lie so many binades above the offset: their sums stay below 2^127, and what divides by
@@ -46,12 +51,12 @@ def _block(width: int) -> dict[str, int]:
     return {"BR": min(PAD, max(1, 2048 // columns)), "BD": columns}
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "height"])
 def infonce_unit_kernel(
     x,  # (rows, width)
     row_stride,
     column_stride,
-    unit,  # (padded rows, depth) out
+    unit,  # (height, depth) out, zeros beyond the rows and their width
     inverse,  # (rows,) out
     numbers,  # (2,) fp64 out where FIRST: scale, offset
     scale,  # () where LEARNED
@@ -60,6 +65,7 @@ def infonce_unit_kernel(
     hardest,
     above,
     rows,
+    height,
     width,
     depth,
     FIRST: tl.constexpr,
@@ -70,10 +76,7 @@ def infonce_unit_kernel(
 ):
     """Unit rows and inverse lengths; the first tensor's kernel also writes scale and offset."""
     if FIRST:
-        if LEARNED:
-            s = tl.load(scale).to(tl.float64)
-        else:
-            s = tl.full((), scale_high, tl.float64) + tl.full((), scale_low, tl.float64)
+        s = scale_of(scale, scale_high, scale_low, LEARNED)
         highest = ((s + hardest) * LOG2E + above).to(tl.float32)
         if tl.program_id(0) == 0:
             tl.store(numbers, s)
@@ -93,28 +96,26 @@ def infonce_unit_kernel(
         j = d + tl.arange(0, BD)
         at = x + i[:, None] * row_stride + j[None, :].to(tl.int64) * column_stride
         row = tl.load(at, mask=there[:, None] & (j[None, :] < width), other=0.0).to(tl.float64)
-        out = unit + i[:, None] * depth + j[None, :]  # padded rows are rows of some program
+        out = unit + i[:, None] * depth + j[None, :]
         u = (row * one[:, None]).to(tl.float32)
-        tl.store(out, u.to(unit.dtype.element_ty), mask=j[None, :] < depth)
+        tl.store(
+            out, u.to(unit.dtype.element_ty), mask=(i[:, None] < height) & (j[None, :] < depth)
+        )
 
 
-def unit_rows(x: Tensor, numbers: Numbers | None) -> Rows:
+def unit_rows(x: Tensor, numbers: Numbers | None, *, padding: bool = True) -> Rows:
     """Normalize (rows, D); where `numbers` are given, write those too."""
     rows, width = x.shape
-    unit = x.new_empty(padded(rows), padded(width))
+    unit = x.new_empty(padded(rows), padded(width)) if padding else x.new_empty(x.shape)
     inverse = x.new_empty(rows, dtype=torch.float32)
     made = Numbers(inverse, 0.0, 0.0, 0.0) if numbers is None else numbers
-    scale = made.scale
-    learned = isinstance(scale, Tensor)
-    high = 0.0 if isinstance(scale, Tensor) else float(np.float32(scale))
-    low = 0.0 if isinstance(scale, Tensor) else scale - high
     block = _block(width)
-    infonce_unit_kernel[(unit.shape[0] // block["BR"],)](
-        *(x, *x.stride(), unit, inverse, made.values, scale if learned else inverse, high, low),
-        *(made.hardest, made.above, rows, width, unit.shape[1]),
+    infonce_unit_kernel[(triton.cdiv(unit.shape[0], block["BR"]),)](
+        *(x, *x.stride(), unit, inverse, made.values, *scale_arguments(made.scale, inverse)),
+        *(made.hardest, made.above, rows, unit.shape[0], width, unit.shape[1]),
         **{
             "FIRST": numbers is not None,
-            "LEARNED": learned,
+            "LEARNED": isinstance(made.scale, Tensor),
             "HEADROOM": HEADROOM,
             **block,
             **FUSED,
@@ -142,7 +143,6 @@ def infonce_pairs_kernel(
     depth,
     GROUP: tl.constexpr,  # rows i ... i + GROUP - 1 share a row of `left`
     LABELS: tl.constexpr,
-    PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
@@ -159,7 +159,7 @@ def infonce_pairs_kernel(
     b_at = right + there.to(tl.int64)[:, None] * depth + k[None, :]
     total = tl.zeros([BM, BM], dtype=tl.float32)
     for _ in range(0, depth, BK):
-        total = tl.dot(tl.load(a_at), tl.load(b_at).T, total, input_precision=PRECISION)
+        total = tl.dot(tl.load(a_at), tl.load(b_at).T, total)
         a_at += BK
         b_at += BK
     own = tl.arange(0, BM)[:, None] == tl.arange(0, BM)[None, :]
@@ -173,7 +173,6 @@ def pairs(left: Tensor, right: Tensor, rows: int, labels: Tensor | None, group: 
         *(left, right, out if labels is None else labels, out, rows, left.shape[1]),
         GROUP=group,
         LABELS=labels is not None,
-        PRECISION=precision(left),
         BM=32,
         BK=64,
         num_warps=4,
@@ -202,13 +201,16 @@ def infonce_finish_kernel(
     sums,  # (., depth) fp32: gradient of the unit rows, less the factors below
     after,  # (rows,) a factor, where AFTER
     gain,  # () a divisor, where GAIN
-    numbers,  # (2,) fp64: scale, offset
-    out,  # (rows, width) out: gradient of x
+    scale,  # () where LEARNED
+    scale_high,  # elsewhere the scale, as the sum of two floats
+    scale_low,
+    out,  # (rows, width) out: gradient of x; may be the sums
     along,  # (rows,) fp64 out where SCALE: <unit, gradient> without the scale
     rows,
     width,
     depth,
     uniform,  # a factor
+    LEARNED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     AFTER: tl.constexpr,
     GAIN: tl.constexpr,
@@ -242,7 +244,7 @@ def infonce_finish_kernel(
         tl.store(along + i, projection, mask=here)
     # The shortest rows were multiplied by a constant, so nothing is projected out.
     back = tl.where(one < 1 / SHORTEST, projection, 0.0).to(tl.float32)
-    scale = tl.load(numbers).to(tl.float32) * one
+    last = scale_of(scale, scale_high, scale_low, LEARNED).to(tl.float32) * one
     for d in range(0, width, BD):
         j = d + tl.arange(0, BD)
         inside = here[:, None] & (j[None, :] < width)
@@ -252,7 +254,7 @@ def infonce_finish_kernel(
         if NORMALIZE:
             u = tl.load(at, mask=inside, other=0.0).to(tl.float32) * one[:, None]
             g -= u * back[:, None]
-        g *= scale[:, None]
+        g *= last[:, None]
         tl.store(out + i[:, None] * width + j[None, :], g.to(out.dtype.element_ty), mask=inside)
 
 
@@ -264,22 +266,24 @@ def kept(rows: Rows, dtype: torch.dtype | None = None) -> Tensor:
 def finish(
     rows: Rows,
     sums: Tensor,
-    numbers: Tensor,
+    scale: Tensor | float,  # the tensor's first number
     *,
-    uniform: float,
-    after: Tensor | None,
-    gain: Tensor | None,
+    uniform: float = 1.0,
+    after: Tensor | None = None,
+    gain: Tensor | None = None,
     of_scale: bool,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient (rows, D) of a tensor's rows, ready but for the upstream one; the scale's, fp64."""
     (count, width), depth = rows.raw.shape, sums.shape[1]
-    out = kept(rows)
+    out = sums if in_place else kept(rows)
     along = sums.new_empty(count if of_scale else 1, dtype=torch.float64)
     block = _block(width)
     infonce_finish_kernel[(triton.cdiv(count, block["BR"]),)](
         *(rows.raw, *rows.raw.stride(), sums if rows.inverse is None else rows.inverse, sums),
-        *(sums if after is None else after, sums if gain is None else gain, numbers, out, along),
-        *(count, width, depth, uniform),
+        *(sums if after is None else after, sums if gain is None else gain),
+        *(*scale_arguments(scale, sums), out, along, count, width, depth, uniform),
+        LEARNED=isinstance(scale, Tensor),
         NORMALIZE=rows.inverse is not None,
         AFTER=after is not None,
         **{"GAIN": gain is not None, "SCALE": of_scale, **block, **FUSED},
