@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence  # noqa: TC003  # the operator's schema is read from it
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from simcse_fast.backend import evaluate, kept_type
+from simcse_fast.backend import evaluate, kept_type, workspace_limit
+from simcse_fast.kernels.infonce import graphs
 from simcse_fast.kernels.infonce.panels import Result  # noqa: TC001
 from simcse_fast.kernels.infonce.terms import Block, Job, Own, Terms, segments_of
 
@@ -28,6 +29,7 @@ class Call:
     key_ids: Tensor | None = None  # (N,) int64
     weight: Tensor | None = None  # (M,) of each row in the sum
     uniform_weight: float = 1.0  # the same where weight is None
+    counted: bool = False  # the labels are 0 ... M - 1, and known to be
 
 
 def contrast(
@@ -42,6 +44,36 @@ def contrast(
     else:
         loss = _apply(_Loss, call, scale, hard, *tensors)
     return loss
+
+
+def _quickest(
+    tensors: Sequence[Tensor], hard: Tensor | None, scale: Tensor | None, call: Call
+) -> tuple[Tensor, list[Tensor | None]]:
+    """As `_forward`, replayed from a graph where launches would take most of the time."""
+    if call.backend != "triton" or tensors[0].dtype == torch.float64:
+        return _forward(tensors, hard, scale, call)
+    inputs = [call.labels, call.query_ids, call.key_ids, call.weight, scale, hard, *tensors]
+    columns = sum(len(tensors[block.key]) for block in call.terms.blocks)
+    if not graphs.serve(inputs, len(call.labels) * columns):
+        return _forward(tensors, hard, scale, call)
+
+    def compute(inputs: graphs.Maybe) -> graphs.Maybe:
+        labels, query_ids, key_ids, weight, scale, hard, *tensors = inputs
+        given = replace(
+            call,
+            labels=cast("Tensor", labels),
+            query_ids=query_ids,
+            key_ids=key_ids,
+            weight=weight,
+        )
+        loss, kept = _forward(cast("list[Tensor]", tensors), hard, scale, given)
+        return [loss, *kept]
+
+    device = tensors[0].device
+    numbers = call.scale_value, call.uniform_weight, call.counted, workspace_limit(device)
+    key = graphs.key_of(inputs, call.terms, call.needs, call.rowwise, *numbers)
+    loss, *kept = graphs.of(device).run(key, inputs, compute, [0] if call.counted else [])
+    return cast("Tensor", loss), kept
 
 
 def _forward(
@@ -106,7 +138,7 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, scale: Tensor | None, hard: Tensor | None, *tensors: Tensor
     ) -> Tensor:
-        loss, ctx.kept = _forward(tensors, hard, scale, call)
+        loss, ctx.kept = _quickest(tensors, hard, scale, call)
         ctx.call = call
         ctx.save_for_backward(scale, hard, *tensors)
         return loss
@@ -117,7 +149,7 @@ class _Loss(torch.autograd.Function):
         kept = ctx.kept
         with torch.no_grad():
             if ctx.call.rowwise:
-                _, kept = _forward(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
+                _, kept = _quickest(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
                 upstream = upstream.new_ones(())
             gradients = _weighed(kept, upstream, inputs)
         return None, *differentiated_once(gradients, [upstream, *inputs])
