@@ -9,6 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -178,6 +179,7 @@ class Cuda:
         # computes on this one: torch hands out streams of high priority only where asked to.
         self.device, self.stream = device, torch.cuda.Stream(device, priority=-1)
         self.done = torch.cuda.Event()
+        self.failed: list[torch.cuda.CUDAGraph] = []
         self.last: torch.cuda.Stream | None = None
 
     def may_capture(self) -> bool:
@@ -191,19 +193,28 @@ class Cuda:
         if first:  # a pool whose graphs are all gone cannot be used again
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self.device),
-            # In any other mode another thread's call to CUDA would break this capture.
-            torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-            ),
-        ):
-            # Everything is in the pool, which hands nothing on before a capture, and a capture
-            # begins by waiting for the device: graphs may be dropped while they run.
-            inputs = [None if x is None else torch.empty_like(x) for x in like]
-            outputs = compute(inputs)
+        # torch's context leaves the stream of a failed capture current, hence one around it.
+        with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.current_stream()):
+            try:
+                inputs, outputs = self._into(graph, compute, like)
+            except BaseException:
+                self.failed.append(graph)  # torch's allocators may still ask it
+                with suppress(Exception):  # torch ends this itself unless CUDA refused the capture
+                    torch._C._cuda_endAllocateToPool(self.device.index, self.pool)  # noqa: SLF001
+                raise
         self.begin()
         return graph.replay, inputs, outputs
+
+    def _into(
+        self, graph: torch.cuda.CUDAGraph, compute: Compute, like: Maybe
+    ) -> tuple[Maybe, Maybe]:
+        # In any other mode another thread's call to CUDA would break the capture.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode=mode):
+            # All is in the pool, which hands nothing on before another capture, and that begins
+            # by waiting for the device: graphs may be dropped while they run.
+            inputs = [None if x is None else torch.empty_like(x) for x in like]
+            return inputs, compute(inputs)
 
     def begin(self) -> None:
         """Order after what ran on another stream."""
