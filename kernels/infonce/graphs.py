@@ -65,7 +65,8 @@ class Captured:
     def take(self, inputs: Maybe) -> None:
         """Copy a call's inputs in, those of a type at once."""
         for places, mine in self.sources:
-            torch._foreach_copy_(mine, [inputs[i] for i in places])  # type: ignore[arg-type]
+            given = [x for x in (inputs[i] for i in places) if x is not None]
+            torch._foreach_copy_(mine, given)
 
     def give(self) -> Maybe:
         """Copy the results out, those of a type at once."""
@@ -177,8 +178,8 @@ class Cuda:
     def __init__(self, device: torch.device) -> None:
         # Graphs keep the workspace that cuBLAS has on the stream of their capture. Nobody else
         # computes on this one: torch hands out streams of high priority only where asked to.
-        self.device, self.stream = device, torch.cuda.Stream(device, priority=-1)
-        self.done = torch.cuda.Event()
+        self.device, self.stream = device, torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.failed: list[torch.cuda.CUDAGraph] = []
         self.last: torch.cuda.Stream | None = None
 
