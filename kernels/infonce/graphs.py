@@ -5,7 +5,6 @@ graph, and a copy of the results into memory of their own. The graphs of a devic
 memory, so no two of them may run at once: a lock keeps threads apart, an event streams.
 """
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -250,7 +249,6 @@ def serve(inputs: Maybe, similarities: int) -> bool:
     return (
         all(x.is_cuda for x in there)
         and similarities <= MOST
-        and os.environ.get("SIMCSE_FAST_CUDA_GRAPHS", "1") != "0"
         and all(_plain(x) for x in there)
         and not torch.cuda.is_current_stream_capturing()
         and not torch.is_anomaly_enabled()
