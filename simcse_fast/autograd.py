@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence  # noqa: TC003  # the operator's schema is read from it
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from simcse_fast.backend import evaluate, kept_type
+from simcse_fast.backend import evaluate, kept_type, workspace_limit
+from simcse_fast.kernels.infonce import graphs
 from simcse_fast.kernels.infonce.panels import Result  # noqa: TC001
 from simcse_fast.kernels.infonce.terms import Block, Job, Own, Terms, segments_of
 
@@ -28,6 +30,7 @@ class Call:
     key_ids: Tensor | None = None  # (N,) int64
     weight: Tensor | None = None  # (M,) of each row in the sum
     uniform_weight: float = 1.0  # the same where weight is None
+    counted: bool = False  # the labels are 0 ... M - 1, and known to be
 
 
 def contrast(
@@ -42,6 +45,37 @@ def contrast(
     else:
         loss = _apply(_Loss, call, scale, hard, *tensors)
     return loss
+
+
+def _quickest(
+    tensors: Sequence[Tensor], hard: Tensor | None, scale: Tensor | None, call: Call
+) -> tuple[Tensor, list[Tensor | None]]:
+    """As `_forward`, replayed from a graph where launches would take most of the time."""
+    off = os.environ.get("SIMCSE_FAST_CUDA_GRAPHS") == "0"
+    if call.backend != "triton" or off or tensors[0].dtype == torch.float64:
+        return _forward(tensors, hard, scale, call)
+    inputs = [call.labels, call.query_ids, call.key_ids, call.weight, scale, hard, *tensors]
+    columns = sum(len(tensors[block.key]) for block in call.terms.blocks)
+    if not graphs.serve(inputs, len(call.labels) * columns):
+        return _forward(tensors, hard, scale, call)
+
+    def compute(inputs: graphs.Maybe) -> graphs.Maybe:
+        labels, query_ids, key_ids, weight, scale, hard, *tensors = inputs
+        given = replace(
+            call,
+            labels=cast("Tensor", labels),
+            query_ids=query_ids,
+            key_ids=key_ids,
+            weight=weight,
+        )
+        loss, kept = _forward(cast("list[Tensor]", tensors), hard, scale, given)
+        return [loss, *kept]
+
+    device = tensors[0].device
+    numbers = call.scale_value, call.uniform_weight, call.counted, workspace_limit(device)
+    key = graphs.key_of(inputs, call.terms, call.needs, call.rowwise, *numbers)
+    loss, *kept = graphs.of(device).run(key, inputs, compute, [0] if call.counted else [])
+    return cast("Tensor", loss), kept
 
 
 def _forward(
@@ -95,6 +129,23 @@ def _weighed(
     ]
 
 
+def _weighed_together(
+    kept: Sequence[Tensor | None], upstream: Tensor, inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The same; those of the tensors, which have one type, in one launch."""
+    rows = [g for g, x in zip(kept[1:], inputs[1:], strict=True) if g is not None and x is not None]
+    # torch.func cannot batch a list.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(upstream)  # noqa: SLF001
+    if not upstream.is_cuda or len(rows) < 2 or wrapped:  # noqa: PLR2004
+        return _weighed(kept, upstream, inputs)
+    products = iter(torch._foreach_mul(rows, upstream.to(rows[0].dtype)))  # noqa: SLF001
+    others = [
+        None if g is None or x is None else next(products).to(x.dtype)
+        for g, x in zip(kept[1:], inputs[1:], strict=True)
+    ]
+    return _weighed(kept[:1], upstream, inputs[:1]) + others
+
+
 def _rows_weighed(upstream: Tensor, call: Call) -> Call:
     """Row-wise: the sum that the upstream gradient makes of the rows' losses."""
     weight = upstream * (call.uniform_weight if call.weight is None else call.weight)
@@ -106,7 +157,7 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, scale: Tensor | None, hard: Tensor | None, *tensors: Tensor
     ) -> Tensor:
-        loss, ctx.kept = _forward(tensors, hard, scale, call)
+        loss, ctx.kept = _quickest(tensors, hard, scale, call)
         ctx.call = call
         ctx.save_for_backward(scale, hard, *tensors)
         return loss
@@ -117,9 +168,9 @@ class _Loss(torch.autograd.Function):
         kept = ctx.kept
         with torch.no_grad():
             if ctx.call.rowwise:
-                _, kept = _forward(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
+                _, kept = _quickest(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
                 upstream = upstream.new_ones(())
-            gradients = _weighed(kept, upstream, inputs)
+            gradients = _weighed_together(kept, upstream, inputs)
         return None, *differentiated_once(gradients, [upstream, *inputs])
 
 

@@ -15,7 +15,7 @@ import torch
 from simcse_fast.errors import BackendUnavailableError
 from simcse_fast.kernels import native
 from simcse_fast.kernels.alignment import chunks
-from simcse_fast.kernels.infonce import cpu, panels, terms, torch_ops, workspace
+from simcse_fast.kernels.infonce import cpu, graphs, panels, terms, torch_ops, workspace
 from simcse_fast.kernels.uniformity import tiles
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ def set_workspace_limit(limit: int | None) -> None:
     """Bound the panel of similarities that a loss holds beside its inputs and gradients.
 
     On a CPU, matrix products of our own pack up to 24 MiB and 1 MiB a thread beside it. What the
-    last call used is kept for the next one; setting a limit releases it.
+    last call used is kept for the next one, on a GPU with the CUDA graphs of small batches; setting
+    a limit releases it.
 
     Args:
         limit: bytes, >= 1; a panel has at least one row. None restores the default, 96 MiB on a
@@ -166,6 +167,7 @@ def set_workspace_limit(limit: int | None) -> None:
         raise ValueError(f"limit: expected at least 1 byte, got {limit}.")
     _limit = limit
     workspace.release()
+    graphs.release()
 
 
 def workspace_limit(device: torch.device) -> int:

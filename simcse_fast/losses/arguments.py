@@ -233,12 +233,18 @@ def check_finite(**tensors: Tensor | None) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _kept_arange(rows: int) -> Tensor:
-    return torch.arange(rows)
+def _kept_arange(rows: int, device: torch.device, _stream: int) -> Tensor:
+    # Memory that a CUDA stream has written is read and freed there alone.
+    return torch.arange(rows, device=device)
 
 
 def arange(rows: int, like: Tensor) -> Tensor:
-    """0 ... rows - 1; of plain tensors on a CPU that of the last call, for small batches."""
-    keep = type(like) in (Tensor, torch.nn.Parameter) and like.device.type == "cpu"
+    """0 ... rows - 1; of plain tensors that of the last call, for small batches."""
+    device, keep = like.device, type(like) in (Tensor, torch.nn.Parameter)
     keep = keep and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
-    return _kept_arange(rows) if keep else torch.arange(rows, device=like.device)
+    if keep and device.type == "cpu":
+        return _kept_arange(rows, device, 0)
+    # What a graph reads must live as long as the graph.
+    if keep and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        return _kept_arange(rows, device, torch.cuda.current_stream(device).cuda_stream)
+    return torch.arange(rows, device=device)

@@ -106,6 +106,7 @@ def info_nce(
             backend=backend,
         )
     arguments.check_pair(query, key)
+    counted = labels is None
     labels = arguments.labels_of(labels, query, key, symmetric)
     scale, scale_value = arguments.scale_of(temperature, query)
     if hard_negatives is not None:
@@ -141,6 +142,7 @@ def info_nce(
         key_ids=key_ids,
         weight=row_weight,
         uniform_weight=uniform,
+        counted=counted,
     )
     return _evaluate([query, key], hard_negatives, scale, call)
 
@@ -233,14 +235,15 @@ def block_softmax(
     the i-th sample. With a factor, the sum times the factor. The tensors (rows, D) come from a
     drop-in loss, which has checked them.
     """
-    labels = arguments.arange(blocks[0].period, tensors[0]) if labels is None else labels
+    own = arguments.arange(blocks[0].period, tensors[0]) if labels is None else labels
     call = Call(
-        labels=labels,
+        labels=own,
         terms=Terms(blocks=blocks, normalize=normalize),
         backend=choose(backend, tensors[0].device),
         needs=_needs(tensors, None, None),
         scale_value=scale,
-        uniform_weight=1 / len(labels) if factor is None else factor,
+        uniform_weight=1 / len(own) if factor is None else factor,
+        counted=labels is None,
     )
     return _evaluate(tensors, None, None, call)
 
