@@ -51,8 +51,8 @@ def _quickest(
     tensors: Sequence[Tensor], hard: Tensor | None, scale: Tensor | None, call: Call
 ) -> tuple[Tensor, list[Tensor | None]]:
     """As `_forward`, replayed from a graph where launches would take most of the time."""
-    off = os.environ.get("SIMCSE_FAST_CUDA_GRAPHS") == "0"
-    if call.backend != "triton" or off or tensors[0].dtype == torch.float64:
+    on = os.environ.get("SIMCSE_FAST_CUDA_GRAPHS") == "1"  # not yet seen on a GPU
+    if not on or call.backend != "triton" or tensors[0].dtype == torch.float64:
         return _forward(tensors, hard, scale, call)
     inputs = [call.labels, call.query_ids, call.key_ids, call.weight, scale, hard, *tensors]
     columns = sum(len(tensors[block.key]) for block in call.terms.blocks)

@@ -227,6 +227,7 @@ def test_the_loss_hands_over_all_that_varies(name, learned, recorder, monkeypatc
             cases[1].options[label] = options[label].roll(1)
     expected = [step(case, learned) for case in cases]
     replays = graphs.Replays(recorder)
+    monkeypatch.setenv("SIMCSE_FAST_CUDA_GRAPHS", "1")
     monkeypatch.setattr(graphs, "serve", lambda *_: True)
     monkeypatch.setattr(graphs, "of", lambda _: replays)
     monkeypatch.setattr(autograd, "_quickest", as_triton(autograd._quickest))
@@ -251,8 +252,9 @@ def as_triton(quickest):
 
 
 @pytest.fixture
-def fresh():
-    """No graphs of another test."""
+def fresh(monkeypatch):
+    """Graphs are on, and none is another test's."""
+    monkeypatch.setenv("SIMCSE_FAST_CUDA_GRAPHS", "1")
     set_workspace_limit(None)
     graphs._devices.clear()
     yield
@@ -295,7 +297,7 @@ def test_panels_are_replayed_too(fresh, monkeypatch):
     cases = cuda_cases("rows", torch.bfloat16, rows=2560)
     monkeypatch.setenv("SIMCSE_FAST_CUDA_GRAPHS", "0")
     expected = [step(case, False) for case in cases]
-    monkeypatch.delenv("SIMCSE_FAST_CUDA_GRAPHS")
+    monkeypatch.setenv("SIMCSE_FAST_CUDA_GRAPHS", "1")
     for n in range(2 * CALLS):
         assert same(step(cases[n % 2], False), expected[n % 2])
     assert kept()
