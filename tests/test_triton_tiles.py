@@ -38,17 +38,16 @@ ATTENTION_TILES = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
 @pytest.mark.parametrize("tile", PRODUCT_TILES, ids=str)
-def test_tiles_of_the_table(tile, symmetric, monkeypatch):
+def test_tiles_of_the_table(tile, symmetric, dtype, monkeypatch):
     """As wide as on a GPU, descriptors included, round their edges."""
     assert tile.columns % triton_rows.PAD == 0
     monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
     monkeypatch.setattr(tiles, "product_tile", lambda *_: tile)
     rows = tile.rows + 1
-    check_triton(
-        random_case(rows, width=70, dtype=torch.float16, symmetric=symmetric, hardness=1.0)
-    )
+    check_triton(random_case(rows, width=70, dtype=dtype, symmetric=symmetric, hardness=1.0))
 
 
 @pytest.mark.parametrize(("width", "pair"), ATTENTION_TILES, ids=str)
@@ -68,7 +67,7 @@ def test_launches(options, panels, monkeypatch):
                 monkeypatch.setattr(module, name, Counted(kernel, count))
     if panels:
         monkeypatch.setattr(triton_kernels, "narrow", lambda *_: None)
-    case = random_case(40, width=33, dtype=torch.float16, **options)
+    case = random_case(40, width=33, dtype=torch.bfloat16, **options)
     pair = case.query.requires_grad_(), case.key.requires_grad_()
     info_nce(*pair, **options, backend="triton").backward()
     if panels:
