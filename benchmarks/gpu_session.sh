@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # A session on a machine with a GPU and no network, in stages of at most ten minutes:
 #
-#     bash benchmarks/gpu_session.sh 1 results    # then 2, 3, 4, 5
+#     bash benchmarks/gpu_session.sh 0 results    # then 1, 2, 3, 4, 5
 #
-# 1 installs, tests what decides everything else, and times the most important problems; 2 runs all
-# GPU tests and times tiles; 3 times the rest; 4 times whole steps of training, 5 word weights (both
-# need transformers and sentence-transformers there). What was written is in the folder, whatever
-# failed.
+# 0 tests and times what has never run on a GPU, in four and a half minutes: fp32 by cuBLAS, and
+# small batches from graphs. 1 tests what decides everything else, and times the most important
+# problems; 2 runs all GPU tests and times tiles; 3 times the rest; 4 times whole steps of training,
+# 5 word weights (both need transformers and sentence-transformers there). The first that runs
+# installs. What was written is in the folder, whatever failed.
 # Wheels of peers are taken from the folder $WHEELS, if there is one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-stage=${1:?stage 1, 2, 3, 4 or 5}
+stage=${1:?stage 0, 1, 2, 3, 4 or 5}
 out=$(mkdir -p "${2:?a folder for the results}" && cd "$2" && pwd)
 
 # Compilation takes most of the tests' time, and pytest-xdist shares it out.
@@ -18,9 +19,20 @@ PARALLEL=$(python3 -c "import xdist" 2>/dev/null && echo "-n 12 --dist worksteal
 
 log() { "$@" 2>&1 | tee -a "$out/stage-$stage.log"; }
 
-if [ "$stage" = 1 ]; then
+install() {
 	log python3 -m pip install --no-build-isolation --no-deps --quiet -e .
 	[ -d "${WHEELS:-}" ] && log python3 -m pip install --no-deps --no-index --quiet "$WHEELS"/*.whl
+}
+
+python3 -c "import simcse_fast.kernels" 2>/dev/null || install
+if [ "$stage" = 0 ]; then
+	log timeout 100 python3 -m pytest -q -m gpu $PARALLEL --maxfail 60 tests/test_info_nce_gpu.py \
+		tests/test_info_nce_graphs.py tests/test_info_nce_triton_panels.py \
+		-k "graph or panels or streams or waits or float32"
+	log timeout 75 python3 -m benchmarks.bench_graphs --seconds 0.4 --output "$out"
+	mkdir -p "$out/fp32"
+	log timeout 90 python3 -m benchmarks.bench_gpu --fp32 --minutes 1.3 --seconds 0.3 --output "$out/fp32"
+elif [ "$stage" = 1 ]; then
 	log nvidia-smi
 	log python3 -c "import simcse_fast as s, torch, triton
 print(torch.__version__, triton.__version__, *s.backends().items(), sep='\n')"
