@@ -7,7 +7,8 @@
 #
 #     LAYERS=6 WIDTH=384 MINUTES=10 BATCH_TOKENS=32768 BF16=--bf16 bash benchmarks/pair_study.sh RUNS
 #
-# DATA is the folder with texts (../shared/data); SHARED_BY processes share the runs of a recipe or
+# RECIPE are options of `simcse-fast train` instead of those that the step recipe finds. DATA is the
+# folder with texts (../shared/data); SHARED_BY processes share the runs of a recipe or
 # an ablation (2, each with one thread on a CPU).
 set -euo pipefail
 runs=$1 && shift
@@ -59,14 +60,13 @@ recipe() {
 
 simcse() {
     simcse-fast train --unsupervised "$runs/sentences.txt" --model "$runs/mlm/final" \
-        --pooling avg $(cat "$runs/recipe/best.txt") ${BF16:-} --evaluate "$development" \
-        --evaluation-steps 50 --output "$runs/simcse" $(resumed "$runs/simcse") --json \
-        > "$runs/simcse.json"
+        --pooling avg ${RECIPE:-$(cat "$runs/recipe/best.txt")} ${BF16:-} \
+        --output "$runs/simcse" $(resumed "$runs/simcse") --json > "$runs/simcse.json"
 }
 
 supervised() {
     simcse-fast train --triplets "$data/nli_triplets.tsv" --model "$runs/mlm/final" \
-        --pooling avg --batch-size 128 --epochs 3 --learning-rate 1e-4 ${BF16:-} \
+        --pooling avg --batch-size 128 --epochs 2 --learning-rate 2e-4 ${BF16:-} \
         --evaluate "$development" --evaluation-steps 25 --output "$runs/supervised" \
         $(resumed "$runs/supervised") --json > "$runs/supervised.json"
 }
