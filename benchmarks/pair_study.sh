@@ -81,7 +81,7 @@ study() {
     for after in ${AFTER:-simcse supervised}; do
         simcse-fast study "$runs/mlm/final" "$runs/$after/final" --corpus "$wiki" \
             --sentences stsb="$data/sts/stsb_test.tsv" wiki="$wiki" sickr="$data/sts/sickr_test.tsv" \
-            --methods ig shap norms --quantities information_gain self_information corrected \
+            --methods ${METHODS:-ig shap norms} --quantities information_gain self_information corrected \
             --limit "${LIMIT:-1000}" --norm-limit "${NORM_LIMIT:-300}" \
             --output "$runs/study-$after" --json > "$runs/study-$after.json"
     done
