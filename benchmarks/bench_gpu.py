@@ -96,11 +96,11 @@ GPU = Sizes(
 # fp16 in the rehearsal, because Triton's interpreter does not multiply bf16.
 LARGE_AFTER = 10  # problems that tell more are measured first
 TOY = Sizes(
-    rows=(100, 24),
+    rows=(40, 24),
     widths=(16,),
-    panels=(48, 32),
+    panels=(36, 32),
     square=32,
-    most=150,
+    most=60,
     dtypes=("float16", "float32"),
     single=(Problem(24, 16, "float32", True, True),),
 )

@@ -238,7 +238,7 @@ def test_the_padding_of_a_block_of_segments_is_written(rows, columns):
         gradients[backend] = [x.grad for x in mine]
     torch.use_deterministic_algorithms(False)
     for found, exact in zip(*gradients.values(), strict=True):
-        torch.testing.assert_close(found, exact, rtol=2e-2, atol=1e-5)
+        assert (found - exact).float().norm() < 5e-3 * exact.float().norm()  # NaN is not less
 
 
 @pytest.mark.usefixtures("panels_only")
