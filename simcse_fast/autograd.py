@@ -129,23 +129,6 @@ def _weighed(
     ]
 
 
-def _weighed_together(
-    kept: Sequence[Tensor | None], upstream: Tensor, inputs: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The same; those of the tensors, which have one type, in one launch."""
-    rows = [g for g, x in zip(kept[1:], inputs[1:], strict=True) if g is not None and x is not None]
-    # torch.func cannot batch a list.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(upstream)  # noqa: SLF001
-    if not upstream.is_cuda or len(rows) < 2 or wrapped:  # noqa: PLR2004
-        return _weighed(kept, upstream, inputs)
-    products = iter(torch._foreach_mul(rows, upstream.to(rows[0].dtype)))  # noqa: SLF001
-    others = [
-        None if g is None or x is None else next(products).to(x.dtype)
-        for g, x in zip(kept[1:], inputs[1:], strict=True)
-    ]
-    return _weighed(kept[:1], upstream, inputs[:1]) + others
-
-
 def _rows_weighed(upstream: Tensor, call: Call) -> Call:
     """Row-wise: the sum that the upstream gradient makes of the rows' losses."""
     weight = upstream * (call.uniform_weight if call.weight is None else call.weight)
@@ -170,7 +153,7 @@ class _Loss(torch.autograd.Function):
             if ctx.call.rowwise:
                 _, kept = _quickest(tensors, hard, scale, _rows_weighed(upstream, ctx.call))
                 upstream = upstream.new_ones(())
-            gradients = _weighed_together(kept, upstream, inputs)
+            gradients = _weighed(kept, upstream, inputs)
         return None, *differentiated_once(gradients, [upstream, *inputs])
 
 

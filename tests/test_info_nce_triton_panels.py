@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from info_nce_cases import TRITON as BACKEND
-from info_nce_cases import assert_no_worse, device_of, evaluate, random_case
+from info_nce_cases import Counted, assert_no_worse, device_of, evaluate, random_case
 
 from simcse_fast import backends, info_nce, set_workspace_limit
 from simcse_fast.kernels.infonce.terms import Block, Own
@@ -148,17 +148,6 @@ def test_columns_that_differ_take_the_plain_way(blocks, own, monkeypatch):
     assert bool(plain) != own
     for one, other in zip(*found.values(), strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-6)
-
-
-class Counted:
-    """A kernel that notes its launches."""
-
-    def __init__(self, kernel, count):
-        self.kernel, self.count = kernel, count
-
-    def __getitem__(self, grid):
-        self.count.append(self.kernel)
-        return self.kernel[grid]
 
 
 @pytest.mark.parametrize(

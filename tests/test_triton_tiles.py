@@ -5,7 +5,7 @@ For the interpreter: test_info_nce_gpu.py has the device's own tiles, at sizes t
 
 import pytest
 import torch
-from info_nce_cases import check_triton, random_case
+from info_nce_cases import Counted, check_triton, random_case
 
 from simcse_fast import backends, info_nce
 
@@ -76,14 +76,3 @@ def test_launches(options, panels, monkeypatch):
         assert len(count) == (9 if options else 7)
     else:  # unit rows twice; queries and keys, where it is symmetric twice
         assert len(count) == (6 if options else 4)
-
-
-class Counted:
-    """A kernel that notes its launches."""
-
-    def __init__(self, kernel, count):
-        self.kernel, self.count = kernel, count
-
-    def __getitem__(self, grid):
-        self.count.append(self.kernel)
-        return self.kernel[grid]
