@@ -15,6 +15,7 @@ from benchmarks import (
     report_gpu,
     report_information,
     report_readme,
+    report_study,
     report_training,
     word_weights,
 )
@@ -201,6 +202,18 @@ def encoders(folder: Path, page: Path) -> list[str]:
     return lines
 
 
+def study(folder: Path) -> list[str]:
+    """Sections on word weights against information."""
+    lines: list[str] = []
+    for part in ("static", "minilm"):
+        for path in sorted(folder.glob(f"study-{part}-cpu-*.json")):
+            result = json.loads(path.read_text())
+            source = result["provenance"]
+            lines += report_study.section(part, result["rows"], machine(source))
+            lines += [origin(source), ""]
+    return lines
+
+
 def section(result: dict[str, Any], picture: str) -> list[str]:
     """What docs/benchmarks.md says of one machine."""
     rows, source = result["rows"], result["provenance"]
@@ -248,6 +261,7 @@ def main() -> None:
     lines += attribution(options.results, options.page)
     lines += information(options.results, options.page)
     lines += encoders(options.results, options.page)
+    lines += study(options.results)
     options.page.write_text("\n".join(lines).rstrip() + "\n")
     print(options.page)
     if readme := options.readme or (README if options.page == PAGE else None):

@@ -15,7 +15,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
 import torch
-from compilations import Compilations, possible
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
@@ -44,28 +43,6 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
-
-
-COMPILATIONS = pytest.StashKey[Compilations]()
-
-
-def pytest_collection_finish(session):
-    """Begin the compilations that a test of this run waits for."""
-    wanted = any(item.path.name == "test_triton_compiled.py" for item in session.items)
-    if wanted and possible() and not session.config.option.collectonly:
-        session.stash[COMPILATIONS] = Compilations()
-
-
-def pytest_sessionfinish(session):
-    """None of them outlives it."""
-    if COMPILATIONS in session.stash:
-        session.stash[COMPILATIONS].stop()
-
-
-@pytest.fixture(scope="session")
-def compilations(request):
-    """Of all Triton kernels."""
-    return request.session.stash[COMPILATIONS]
 
 
 @pytest.fixture

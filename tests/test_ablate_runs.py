@@ -13,7 +13,7 @@ pytest.importorskip("scipy", reason="needs the extra ablate")
 
 from ablation_cases import ablated, files
 from sentence_transformers import SentenceTransformer
-from train_models import scored_pairs, sentences, triplets
+from train_models import save_bert, scored_pairs, sentences, triplets
 
 from simcse_fast.ablations import run as runs_module
 from simcse_fast.ablations.store import Store
@@ -214,3 +214,11 @@ def test_a_model_that_is_no_name_is_refused(given, tmp_path):
     model = SentenceTransformer(str(given["static"]), device="cpu")
     with pytest.raises(TypeError, match=r"model: expected a name or a folder.*SentenceTransformer"):
         ablated(given | {"loaded": model}, tmp_path / "out", "loaded")
+
+
+def test_two_layers_of_one_are_refused_before_anything_is_trained(given, tmp_path, trainings):
+    shallow = {"shallow": save_bert(tmp_path / "shallow", layers=1)}
+    vary = {"first": {}, "second": {"pooling": "avg_top2"}}
+    with pytest.raises(InputError, match="second: pooling: avg_top2 needs two layers, the model"):
+        ablated(given | shallow, tmp_path / "out", "shallow", vary=vary)
+    assert not trainings

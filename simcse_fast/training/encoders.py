@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Where modules of transformers keep the probability that they pass on to attention.
 DROPOUTS = ("attention_dropout", "dropout", "dropout_p", "dropout_prob")
+OF_TWO_LAYERS = {"avg_top2", "avg_first_last"}
 
 
 class OnlyWhileTraining(torch.nn.Module):
@@ -151,7 +152,8 @@ def set_pooling(model: SentenceTransformer, pooling: str, supervised: bool) -> N
     transformer = model[0]
     width = transformer.get_embedding_dimension()
     tail: list[torch.nn.Module] = []
-    if pooling in {"avg_top2", "avg_first_last"}:
+    check_layers(model, pooling)
+    if pooling in OF_TWO_LAYERS:
         transformer.model.config.output_hidden_states = True
         tail.append(layer_mean(transformer.config.num_hidden_layers, width, pooling))
     tail.append(Pooling(width, "cls" if pooling.startswith("cls") else "mean"))
@@ -164,10 +166,14 @@ def set_pooling(model: SentenceTransformer, pooling: str, supervised: bool) -> N
         model.append(module.to(model.device))
 
 
+def check_layers(model: SentenceTransformer, pooling: str | None) -> None:
+    """Refuse the mean of two layers where there is one."""
+    if pooling in OF_TWO_LAYERS and model[0].config.num_hidden_layers == 1:
+        raise InputError(f"pooling: {pooling} needs two layers, the model has 1")
+
+
 def layer_mean(layers: int, width: int, pooling: str) -> torch.nn.Module:
     """The mean of the last two layers, or of the first and the last, with weights that stay."""
-    if layers < 2:  # noqa: PLR2004 - the mean of two
-        raise InputError(f"pooling: {pooling} needs two layers, the model has {layers}")
     start = layers - 1 if pooling == "avg_top2" else 1  # layer 0 are the word embeddings
     weights = torch.zeros(layers + 1 - start)
     weights[0] = weights[-1] = 1
