@@ -1,9 +1,10 @@
 """The study at work: python -m benchmarks.bench_study static|minilm [--rehearse].
 
-"static": word vectors trained by contrast from random numbers and from GloVe's, their lengths
-against information gain before and after; tables and plots go to docs/results. "minilm": what 2,000
-sentences cost by each method under all-MiniLM-L6-v2, and what the regressions cost. `--rehearse`
-runs both on little text and writes nothing.
+"static": word vectors trained by contrast from random numbers and from GloVe's, as they are and
+made as short, their lengths against information gain before and after; tables and plots go to
+docs/results. "minilm": what 2,000 sentences cost by each method under all-MiniLM-L6-v2, and what
+the regressions cost. `--rehearse` runs both on little text and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from benchmarks import harness, training_data
 from simcse_fast import information_gain, study, train
 from simcse_fast.errors import InputError
-from simcse_fast.static_encoders import glove_encoder, random_encoder
+from simcse_fast.static_encoders import INITIAL_DEVIATION, glove_encoder, random_encoder
 
 if TYPE_CHECKING:
     from simcse_fast import Study
@@ -60,6 +61,8 @@ def static(*, rehearse: bool) -> list[dict[str, Any]]:
     starts = {"random": random_encoder(words, WIDTH, seed=0)}
     try:
         starts["glove"] = glove_encoder(words)
+        starts["glove-short"] = shortened(starts["glove"])
+        starts["random-50"] = random_encoder(words, starts["glove"][0].embedding_dim, seed=0)
     except InputError as error:
         print(error)
     rows = []
@@ -72,6 +75,14 @@ def static(*, rehearse: bool) -> list[dict[str, Any]]:
         if not rehearse:
             keep(found, RESULTS / f"static-{name}")
     return rows
+
+
+def shortened(encoder: SentenceTransformer) -> SentenceTransformer:
+    """The same directions, as long as random vectors begin."""
+    changed = copy.deepcopy(encoder)
+    weights = changed[0].embedding.weight.data
+    weights *= INITIAL_DEVIATION / weights.std()
+    return changed
 
 
 QUANTITIES = ("information_gain", "self_information", "corrected")
