@@ -115,7 +115,7 @@ random_encoder(words, 64, seed=0).save(sys.argv[2], create_model_card=False)
 PYTHON
     sharing simcse-fast ablate --model "$runs/static" --unsupervised "$runs/wiki.txt" \
         --development "$development" --test "$data/sts/stsb_test.tsv" --vary batch \
-        --batch-size 65536 --steps "${BATCHES_STEPS:-8}" --learning-rate 5e-3 --trajectories 0 \
+        --batch-size 65536 --steps "${BATCHES_STEPS:-4}" --learning-rate 5e-3 --trajectories 0 \
         --seeds "${SEEDS:-5}" --output "$runs/batches"
 }
 
