@@ -28,7 +28,7 @@ demo: $(VENV)/.demo ## count, train, explain on real text; writes runs/demo/repo
 
 # Most tests leave one of two processors idle; a file stays with one worker, for what its tests share.
 test: $(VENV)/.test ## the whole test suite; ARGS="-k name" for a part, ARGS="-n 0 ..." without workers
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test ## style of Python and C++
 	$(BIN)/ruff check .
