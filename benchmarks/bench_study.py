@@ -35,6 +35,7 @@ SENTENCES, STEPS, BATCH = 1_200_000, 1000, 4096
 TIMED = 2000
 NORMS = {"stsb": 300, "wikipedia": 10}  # sentences; a pass for each token, so longer ones cost most
 KEPT = ("table.csv", "bars.svg")
+SHOWN = ("random", "glove-short")  # starts whose tables and plots are kept
 
 
 def wikipedia() -> InformationTable:
@@ -72,7 +73,7 @@ def static(*, rehearse: bool) -> list[dict[str, Any]]:
         print(name, f"{seconds:.0f} s", found.to_markdown(), sep="\n", flush=True)
         kept = found.select(band="all")
         rows += [{"start": name, "training_s": round(seconds, 1), **row} for row in kept]
-        if not rehearse:
+        if name in SHOWN and not rehearse:
             keep(found, RESULTS / f"static-{name}")
     return rows
 

@@ -25,8 +25,8 @@ def static(rows: list[dict[str, Any]]) -> list[str]:
         if row["level"] == "word"
     }
     lines = ["| from | length | information gain, before | after | self-information, before |"]
-    lines[0] += " after | words | training, s |"
-    lines.append("|---|---|" + "---:|" * 6)
+    lines[0] += " after | words |"
+    lines.append("|---|---|" + "---:|" * 5)
     for start in dict.fromkeys(row["start"] for row in rows):
         for method, name in LENGTHS.items():
             found = [
@@ -35,7 +35,7 @@ def static(rows: list[dict[str, Any]]) -> list[str]:
                 for encoder in ("before", "after")
             ]
             cells = [start, name, *(f"{one['r_squared']:.3f}" for one in found)]
-            cells += [f"{found[0]['points']:,}", f"{found[0]['training_s']:.0f}"]
+            cells.append(f"{found[0]['points']:,}")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
