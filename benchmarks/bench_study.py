@@ -3,8 +3,7 @@
 "static": word vectors trained by contrast from random numbers and from GloVe's, as they are and
 made as short, their lengths against information gain before and after; tables and plots go to
 docs/results. "minilm": what 2,000 sentences cost by each method under all-MiniLM-L6-v2, and what
-the regressions cost. `--rehearse` runs both on little text and writes
-nothing.
+the regressions cost. `--rehearse` runs both on little text and writes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from benchmarks import harness, training_data
 from simcse_fast import information_gain, study, train
 from simcse_fast.errors import InputError
 from simcse_fast.static_encoders import INITIAL_DEVIATION, glove_encoder, random_encoder
+from simcse_fast.studies.options import QUANTITIES
 
 if TYPE_CHECKING:
     from simcse_fast import Study
@@ -86,9 +86,6 @@ def shortened(encoder: SentenceTransformer) -> SentenceTransformer:
     return changed
 
 
-QUANTITIES = ("information_gain", "self_information", "corrected")
-
-
 def trained(before: SentenceTransformer, *, rehearse: bool) -> tuple[SentenceTransformer, float]:
     """By contrast: two random halves of each sentence must find each other."""
     with tempfile.TemporaryDirectory() as folder:
@@ -125,23 +122,27 @@ def minilm(*, rehearse: bool) -> list[dict[str, Any]]:
     stsb = training_data.WIKIPEDIA.parent / "sts" / "stsb_train.tsv"
     rows: list[dict[str, Any]] = []
     for name, source in {"stsb": str(stsb), "wikipedia": texts(20_000)}.items():
-        rows += timed(encoder, table, {name: source}, rehearse=rehearse)
+        rows += timed(encoder, table, name, source, rehearse=rehearse)
         if not rehearse:
             harness.save(f"study-minilm-cpu-{harness.machine()}", rows)
     return rows
 
 
 def timed(
-    encoder: SentenceTransformer, table: InformationTable, sets: dict[str, Any], *, rehearse: bool
+    encoder: SentenceTransformer,
+    table: InformationTable,
+    name: str,
+    source: str | list[str],
+    *,
+    rehearse: bool,
 ) -> list[dict[str, Any]]:
     """What one set costs by each method, and what was found."""
-    (name,) = sets
     began = time.perf_counter()
     found = study(
         None,
         encoder,
         table,
-        sets,
+        {name: source},
         methods=("ig", "shap", "norms"),
         quantities=QUANTITIES,
         limit=8 if rehearse else TIMED,

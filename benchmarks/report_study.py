@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from simcse_fast.studies.options import METHOD_TITLES
+
 STATIC = """Word vectors trained by contrast between two halves of sentences: R² of their lengths
 with what Wikipedia tells of the words, words with a count of 100 or more."""
 MINILM = """One encoder, all-MiniLM-L6-v2, weights of the words in each set by each method (target
 "self"), seconds of all that a study does for them; R² of a word in a sentence."""
-LENGTHS = {
-    "norm": "norm",
-    "norm_squared": "squared",
-    "whitened_squared": "squared, whitened",
-    "weighted_squared": "squared, weighted",
-}
+LENGTHS = ("norm", "norm_squared", "whitened_squared", "weighted_squared")
 QUANTITIES = ("information_gain", "self_information")
 
 
@@ -28,13 +25,13 @@ def static(rows: list[dict[str, Any]]) -> list[str]:
     lines[0] += " after | words |"
     lines.append("|---|---|" + "---:|" * 5)
     for start in dict.fromkeys(row["start"] for row in rows):
-        for method, name in LENGTHS.items():
+        for method in LENGTHS:
             found = [
                 known[start, method, quantity, encoder]
                 for quantity in QUANTITIES
                 for encoder in ("before", "after")
             ]
-            cells = [start, name, *(f"{one['r_squared']:.3f}" for one in found)]
+            cells = [start, METHOD_TITLES[method], *(f"{one['r_squared']:.3f}" for one in found)]
             cells.append(f"{found[0]['points']:,}")
             lines.append(f"| {' | '.join(cells)} |")
     return lines

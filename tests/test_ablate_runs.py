@@ -222,3 +222,12 @@ def test_two_layers_of_one_are_refused_before_anything_is_trained(given, tmp_pat
     with pytest.raises(InputError, match="second: pooling: avg_top2 needs two layers, the model"):
         ablated(given | shallow, tmp_path / "out", "shallow", vary=vary)
     assert not trainings
+
+
+def test_pooling_of_a_static_model_is_refused_before_anything_is_trained(
+    given, tmp_path, trainings
+):
+    vary = {"first": {}, "second": {"pooling": "avg_top2"}}
+    with pytest.raises(InputError, match="second: pooling: a static model has none to choose"):
+        ablated(given, tmp_path / "out", vary=vary)
+    assert not trainings

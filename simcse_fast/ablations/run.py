@@ -21,7 +21,7 @@ from simcse_fast.errors import InputError
 from simcse_fast.progress import bar
 from simcse_fast.training import train
 from simcse_fast.training.arguments import check_device
-from simcse_fast.training.encoders import check_layers, dropout_of, load_encoder
+from simcse_fast.training.encoders import check_pooling, dropout_of, load_encoder
 from simcse_fast.training.identity import weights_of
 from simcse_fast.training.options import Options
 from simcse_fast.training.run import make_plan, quiet_transformers
@@ -131,7 +131,7 @@ def options_of(given: Mapping[str, Any], where: str) -> Options:
 def plan_of(encoder: Encoder, options: Options, source: Source, where: str) -> Plan:
     """What `train` would do, or why it cannot."""
     try:
-        check_layers(encoder.model, options.pooling)
+        check_pooling(encoder.model, options.pooling)
         return make_plan(encoder, None, source.data, options, source.argument == "triplets", 1)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

@@ -108,11 +108,8 @@ def load_encoder(
         raise TypeError(
             f"model: expected a SentenceTransformer, a name or a folder; got {type(model).__name__}"
         )
-    if pooling is not None and pooling not in POOLINGS:
-        raise InputError(f"pooling: expected one of {', '.join(POOLINGS)}; got {pooling!r}")
+    check_pooling(loaded, pooling)
     if isinstance(loaded[0], StaticEmbedding):
-        if pooling is not None:
-            raise InputError(f"pooling: a static model has none to choose, got {pooling!r}")
         return Encoder(loaded, static=True, name=name)
     if not isinstance(loaded[0], Transformer):
         raise InputError(
@@ -139,6 +136,20 @@ def load(name: str, device: str | None) -> tuple[SentenceTransformer, bool]:
     return model, plain
 
 
+def check_pooling(model: SentenceTransformer, pooling: str | None) -> None:
+    """Refuse what no training of the model can have."""
+    if pooling is None:
+        return
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling: expected one of {', '.join(POOLINGS)}; got {pooling!r}")
+    if isinstance(model[0], StaticEmbedding):
+        raise InputError(f"pooling: a static model has none to choose, got {pooling!r}")
+    if pooling in OF_TWO_LAYERS and isinstance(model[0], Transformer):
+        layers = model[0].config.num_hidden_layers
+        if layers < 2:  # noqa: PLR2004 - the mean of two
+            raise InputError(f"pooling: {pooling} needs two layers, the model has {layers}")
+
+
 def set_pooling(model: SentenceTransformer, pooling: str, supervised: bool) -> None:
     """Replace all that follows the transformer; a Normalize at the end stays."""
     kinds = (Pooling, WeightedLayerPooling, Normalize)
@@ -152,7 +163,6 @@ def set_pooling(model: SentenceTransformer, pooling: str, supervised: bool) -> N
     transformer = model[0]
     width = transformer.get_embedding_dimension()
     tail: list[torch.nn.Module] = []
-    check_layers(model, pooling)
     if pooling in OF_TWO_LAYERS:
         transformer.model.config.output_hidden_states = True
         tail.append(layer_mean(transformer.config.num_hidden_layers, width, pooling))
@@ -164,12 +174,6 @@ def set_pooling(model: SentenceTransformer, pooling: str, supervised: bool) -> N
         model.pop(-1)
     for module in (*tail, *ends):
         model.append(module.to(model.device))
-
-
-def check_layers(model: SentenceTransformer, pooling: str | None) -> None:
-    """Refuse the mean of two layers where there is one."""
-    if pooling in OF_TWO_LAYERS and model[0].config.num_hidden_layers == 1:
-        raise InputError(f"pooling: {pooling} needs two layers, the model has 1")
 
 
 def layer_mean(layers: int, width: int, pooling: str) -> torch.nn.Module:
