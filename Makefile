@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*/* tests/native/*)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*/* tests/native/* tests/emulated/*)
 SETUP := $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.h csrc/*/*)
 # Originals to compare with. Of the first two only the loss files are read, by path; their own
 # requirements (torchvision, timm, ...) are not wanted.

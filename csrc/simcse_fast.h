@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI_VERSION 11
+#define SF_ABI_VERSION 12
 
 #if defined(__GNUC__)
 #define SF_API __attribute__((visibility("default")))
@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-typedef enum { SF_OK = 0, SF_BAD_ARGUMENT = 1 } sf_status;
+typedef enum { SF_OK = 0, SF_BAD_ARGUMENT = 1, SF_FAILED = 2 } sf_status;
 
 SF_API int32_t sf_abi_version(void);
 
@@ -221,6 +221,52 @@ static inline int64_t sf_attention_stride(int64_t length) { return (length + 15)
 SF_API int32_t sf_attention_forward(const sf_attention *problem);
 /* Gradient of the output -> gradients of query, key and value. Reads weights. */
 SF_API int32_t sf_attention_backward(const sf_attention *problem);
+
+/* --- On a device of compute capability 9.0, where the library was built with nvcc.
+ *
+ * Pointers are the device's, and multiples of 16 where they are matrices; launches are put into
+ * `stream` and not waited for. SF_FAILED: the device or its driver refused one. */
+typedef struct {
+  const void *query; /* (rows, depth) bf16 unit rows of a panel; depth is a multiple of 64 */
+  const void *key;   /* (columns, depth) */
+  int64_t rows, columns, depth;
+  void *panel;           /* (rows, width) bf16 out; what is beyond the columns becomes 0 */
+  int64_t stride;        /* numbers from row to row of the panel, a multiple of 8 */
+  int64_t width;         /* >= columns; without a panel the columns */
+  const double *numbers; /* (2) scale and offset: logit = (scale + hardness) log2(e) cos - offset */
+  double hardness, own_hardness; /* of negatives, and of own columns that are kept */
+  int32_t own;                   /* sf_own */
+  const int64_t *labels;         /* (rows) each row's own column; outside the columns: none */
+  const int64_t *query_ids;      /* (rows) or NULL: columns of the same id are left out */
+  const int64_t *key_ids;        /* (columns) or NULL */
+  const float *positive;         /* (rows) similarity with the positive, or NULL: no margin */
+  const float *opposite;         /* (columns) the same of the columns, where they are summed too */
+  float margin;                  /* columns above similarity(positive) + margin are left out */
+  const int32_t *flag;           /* or NULL: nothing is done unless it is `expected` */
+  int32_t expected;
+  int32_t lead; /* of a block's first consumer before its second, in steps of 64 numbers */
+  int32_t device;
+  void *stream;
+} sf_infonce_products;
+
+typedef struct {
+  float *row_sums;    /* (tiles of 256 columns of the width, rows) out */
+  float *column_sums; /* (tiles of 64 rows, columns) out, or NULL; then there is no panel */
+} sf_infonce_sums;
+
+/* Sums of exp2(logit) of each row, and of each column if wanted, over tiles; the panel, if there is
+ * one, gets the exponentials, 0 at the positive. */
+SF_API int32_t sf_infonce_sums_cuda(const sf_infonce_products *in, const sf_infonce_sums *out);
+
+typedef struct {
+  const float *row_factor;    /* (rows) */
+  const float *column_factor; /* (columns) or NULL */
+  const float *own;           /* (rows) gradient at the positive */
+} sf_infonce_gradients;
+
+/* The panel gets gradients: exp2(logit) * (row's factor + column's), at the positive `own`. */
+SF_API int32_t sf_infonce_gradients_cuda(const sf_infonce_products *in,
+                                         const sf_infonce_gradients *state);
 
 #ifdef __cplusplus
 }

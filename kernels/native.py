@@ -4,11 +4,13 @@ import ctypes
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
-ABI_VERSION = 11
+ABI_VERSION = 12
 PATH = Path(__file__).with_name("libsimcse_fast.so")
+CUDA_PATH = PATH.with_name("libsimcse_fast_cuda.so")
 
 
 class Product(Structure):
@@ -198,6 +200,48 @@ class Attention(Structure):
     )
 
 
+class InfonceProducts(Structure):
+    """sf_infonce_products."""
+
+    _fields_ = (
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("depth", c_int64),
+        ("panel", c_void_p),
+        ("stride", c_int64),
+        ("width", c_int64),
+        ("numbers", c_void_p),
+        ("hardness", c_double),
+        ("own_hardness", c_double),
+        ("own", c_int32),
+        ("labels", c_void_p),
+        ("query_ids", c_void_p),
+        ("key_ids", c_void_p),
+        ("positive", c_void_p),
+        ("opposite", c_void_p),
+        ("margin", c_float),
+        ("flag", c_void_p),
+        ("expected", c_int32),
+        ("lead", c_int32),
+        ("device", c_int32),
+        ("stream", c_void_p),
+    )
+
+
+class InfonceSums(Structure):
+    """sf_infonce_sums."""
+
+    _fields_ = (("row_sums", c_void_p), ("column_sums", c_void_p))
+
+
+class InfonceGradients(Structure):
+    """sf_infonce_gradients."""
+
+    _fields_ = (("row_factor", c_void_p), ("column_factor", c_void_p), ("own", c_void_p))
+
+
 _SIZES = {"sf_product_scratch": Product, "sf_small_scratch": Small, "sf_few_scratch": Few}
 _SIGNATURES = {
     "sf_use_instruction_set": (c_char_p,),
@@ -218,13 +262,35 @@ _SIGNATURES = {
     "sf_attention_forward": (POINTER(Attention),),
     "sf_attention_backward": (POINTER(Attention),),
 }
+_CUDA_SIGNATURES = {
+    "sf_infonce_sums_cuda": (POINTER(InfonceProducts), POINTER(InfonceSums)),
+    "sf_infonce_gradients_cuda": (POINTER(InfonceProducts), POINTER(InfonceGradients)),
+}
+_REFUSED = {1: "the native library refused its arguments", 2: "the device refused a launch"}
 
 
 def _check(status: int, function: object, _arguments: object) -> int:
     if status:
         name = getattr(function, "__name__", function)
-        raise RuntimeError(f"{name}: the native library refused its arguments (status {status})")
+        raise RuntimeError(f"{name}: {_REFUSED[status]}")
     return status
+
+
+def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> ctypes.CDLL:
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype, function.errcheck = arguments, c_int32, _check
+    return library
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    if not path.exists():
+        raise OSError(f"{path.name} was not built")
+    library = ctypes.CDLL(str(path))
+    library.sf_abi_version.restype = c_int32
+    if (found := library.sf_abi_version()) != ABI_VERSION:
+        raise OSError(f"{path.name} has interface version {found}, expected {ABI_VERSION}")
+    return library
 
 
 @cache
@@ -234,21 +300,28 @@ def load() -> ctypes.CDLL:
     Raises:
         OSError: it was not built, does not load here, or belongs to another version.
     """
-    if not PATH.exists():
-        raise OSError(f"{PATH.name} was not built")
-    library = ctypes.CDLL(str(PATH))
-    library.sf_abi_version.restype = c_int32
-    if (found := library.sf_abi_version()) != ABI_VERSION:
-        raise OSError(f"{PATH.name} has interface version {found}, expected {ABI_VERSION}")
+    library = _declare(_open(PATH), _SIGNATURES)
     library.sf_instruction_set.restype = c_char_p
     library.sf_outruns_blas.restype = c_int32
     for name, argument in _SIZES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = (POINTER(argument),), c_int64
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype, function.errcheck = arguments, c_int32, _check
     return library
+
+
+def declare_cuda(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the functions of a library of kernels in CUDA C++."""
+    return _declare(library, _CUDA_SIGNATURES)
+
+
+@cache
+def load_cuda() -> ctypes.CDLL:
+    """The library of kernels in CUDA C++, loaded once.
+
+    Raises:
+        OSError: as of `load`; it is built where there is nvcc.
+    """
+    return declare_cuda(_open(CUDA_PATH))
 
 
 def instruction_set() -> str:

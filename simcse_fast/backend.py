@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 NAMES = ("auto", "reference", "torch", "cpu", "triton", "cuda")
 DEFAULT_LIMIT = {"cpu": 96 << 20, "cuda": 1536 << 20}
 SCALES = 1e-9, 1e9  # of the native loops: 1 / temperature
-NO_CUDA = 'this version has no kernels in CUDA C++; CUDA tensors take backend="triton"'
 OLDEST = 8, 0  # compute capability: the first with bfloat16 products
+HOPPER = 9, 0  # for whose instructions the kernels in CUDA C++ are written
+FUSED = "triton", "cuda"  # plans of a GPU, which differ in who multiplies 16-bit rows
 _limit: int | None = None
 
 
@@ -80,10 +81,34 @@ def _triton_detail() -> str:
     return f"fused products ({torch.cuda.get_device_name()})"
 
 
+@functools.cache
+def _cuda_problem() -> str:
+    if problem := _triton_problem():  # whose kernels do all but the products
+        return problem
+    try:
+        native.load_cuda()
+    except OSError as error:
+        return (
+            f"the kernels in CUDA C++ are missing ({error}); install the CUDA toolkit, 12.0 or "
+            'newer, and run `pip install -e .` again, or use backend="triton"'
+        )
+    if _interpreted():
+        return "Triton's kernels are interpreted, and these need a GPU"
+    if (found := torch.cuda.get_device_capability()) != HOPPER:
+        return "the device has compute capability {}.{}, and these kernels are for 9.0".format(
+            *found
+        )
+    return ""
+
+
+def _cuda_detail() -> str:
+    return f"as triton, large products in CUDA C++ ({torch.cuda.get_device_name()})"
+
+
 PROBLEMS: dict[str, Callable[[], str]] = {
     "cpu": _native_problem,
     "triton": _triton_problem,
-    "cuda": lambda: NO_CUDA,
+    "cuda": _cuda_problem,
 }
 
 
@@ -91,8 +116,8 @@ def missing(name: str, device: str | None = None) -> str:
     """Why a back-end cannot run, at all or on a kind of device; empty: it can."""
     if problem := PROBLEMS[name]() if name in PROBLEMS else "":
         return problem
-    where = {"cpu": "cpu", "triton": "cuda"}.get(name)
-    if where is None or device in (None, where) or (name == "triton" and _interpreted()):
+    where = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name)
+    if where is None or device in (None, where) or (name in FUSED and _interpreted()):
         return ""
     return f"the tensors are on {device}; move them to {where}"
 
@@ -134,6 +159,7 @@ def backends() -> dict[str, BackendStatus]:
         "torch": lambda: "row panels on torch operations, any device",
         "cpu": _native_detail,
         "triton": _triton_detail,
+        "cuda": _cuda_detail,
     }
     return {
         name: BackendStatus(not missing(name), missing(name) or details[name]())
@@ -176,7 +202,7 @@ def workspace_limit(device: torch.device) -> int:
 
 
 def choose(backend: str, device: torch.device) -> str:
-    """The back-end that runs: one of reference, torch, cpu, triton.
+    """The back-end that runs: any but auto.
 
     Raises:
         ValueError: unknown name.
@@ -194,9 +220,7 @@ def choose(backend: str, device: torch.device) -> str:
 
 def kept_type(backend: str, dtype: torch.dtype) -> torch.dtype:
     """Type of the gradients that a back-end's forward pass leaves for inputs of a type."""
-    return (
-        terms.kept_type(dtype) if backend == "triton" else torch.promote_types(dtype, torch.float32)
-    )
+    return terms.kept_type(dtype) if backend in FUSED else torch.promote_types(dtype, torch.float32)
 
 
 def evaluate(
@@ -211,9 +235,10 @@ def evaluate(
     limit = workspace_limit(device)
     usual = isinstance(job.scale, torch.Tensor) or SCALES[0] <= job.scale <= SCALES[1]
     with _no_autocast(device.type):
-        if backend == "triton" and dtype.itemsize < torch.float32.itemsize and usual:
+        if backend in FUSED and dtype.itemsize < torch.float32.itemsize and usual:
             fused = importlib.import_module("simcse_fast.kernels.infonce.fused")
-            products = importlib.import_module("simcse_fast.kernels.infonce.triton_kernels")
+            name = "cuda" if backend == "cuda" else "triton_kernels"
+            products = importlib.import_module(f"simcse_fast.kernels.infonce.{name}")
             result: panels.Result = fused.run(products, list(tensors), hard, job, needs, limit)
             return result
         wide = torch.promote_types(dtype, torch.float32)
@@ -223,7 +248,7 @@ def evaluate(
         native_part = backend == "cpu" and wide == torch.float32
         native_part = native_part and SCALES[0] <= float(job.scale) <= SCALES[1]
         part: panels.Part = cpu if native_part else torch_ops
-        if backend == "triton" and wide == torch.float32 and usual:
+        if backend in FUSED and wide == torch.float32 and usual:
             part = importlib.import_module("simcse_fast.kernels.infonce.triton_panels")
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             result = panels.run(part, inputs, hard, job, needs, limit)
@@ -245,7 +270,7 @@ def uniformity(
     with _no_autocast(x.device.type):
         limit = workspace_limit(x.device)
         wide = torch.promote_types(x.dtype, torch.float32)
-        narrowest = x.dtype if backend == "triton" else wide
+        narrowest = x.dtype if backend in FUSED else wide
         found = None
         for dtype in dict.fromkeys((narrowest, wide, torch.float64)):
             if found is None:

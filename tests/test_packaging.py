@@ -33,7 +33,7 @@ INGREDIENTS = (
     *("csrc", "kernels", "simcse_fast", "tests"),
 )
 GENERATED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
-NO_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false"}
+NO_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false", "NVCC": "/bin/false"}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the tags are those of Linux")
 
@@ -129,8 +129,9 @@ def test_wheel_has_one_top_level_name_and_serves_every_python(distributions):
         "simcse_fast",
         wheel.name.partition("-py3")[0] + ".dist-info",
     }
-    libraries = [name for name in names if ".so" in name]
-    assert libraries == ["simcse_fast/kernels/libsimcse_fast.so"]
+    kinds = ("", "_cuda") if shutil.which("nvcc") else ("",)
+    libraries = {f"simcse_fast/kernels/libsimcse_fast{kind}.so" for kind in kinds}
+    assert {name for name in names if ".so" in name} == libraries
     assert "simcse_fast/py.typed" in names
 
 

@@ -60,6 +60,9 @@ OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     (2, "full"): (Tile(128, 64, 64, 8, 3), Tile(32, 64, 64, 4, 3)),
 }
 
+# csrc/cuda: steps of 64 numbers by which one consumer of a block is ahead of the other, at most 3.
+LEAD = 2
+
 # The kernels shaped like attention, by padded width: pairs for the queries' kernel and the keys'.
 # Rows deeper than a step are multiplied in steps. The last pair is for few rows.
 _FEW = (Tile(16, 64, 128, 4, 2), Tile(64, 16, 128, 4, 2))

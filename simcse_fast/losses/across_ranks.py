@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simcse_fast import collectives, distributed
-from simcse_fast.backend import choose
+from simcse_fast.backend import FUSED, choose
 from simcse_fast.losses import arguments
 from simcse_fast.losses.info_nce import info_nce
 
@@ -47,7 +47,7 @@ def over_ranks(
             **options,
         )
         weight, _ = arguments.row_weight_of(weight, query, "sum")
-        wide = choose(backend, query.device) != "triton"  # the others compute in fp32 at least
+        wide = choose(backend, query.device) not in FUSED  # the others compute in fp32 at least
         distributed.check_device(ranks, "query", query)
         if check_finite:
             arguments.check_finite(query=query, key=key, hard_negatives=hard_negatives)

@@ -1,0 +1,77 @@
+// Tensor maps and launches: what a kernel needs of the host. Included as <launch.h>, for the same
+// reason as <hopper.h>.
+#ifndef SIMCSE_FAST_CUDA_LAUNCH_H
+#define SIMCSE_FAST_CUDA_LAUNCH_H
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace hopper {
+
+// The driver's function, found at run time: the library loads where there is no driver.
+inline auto tensor_map_encoder() {
+  static const auto found = [] {
+    void *function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &result);
+    const bool ok = error == cudaSuccess && result == cudaDriverEntryPointSuccess;
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(ok ? function : nullptr);
+  }();
+  return found;
+}
+
+// A matrix of bf16 (rows, columns) with `stride` numbers between rows, moved in boxes of
+// (box_rows, 64) numbers; what lies outside is read as 0 and not written.
+inline bool make_tensor_map(CUtensorMap &map, const void *matrix, int64_t rows, int64_t columns,
+                            int64_t stride, int box_rows) {
+  const auto encode = tensor_map_encoder();
+  if (encode == nullptr) return false;
+  const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t bytes[1] = {static_cast<cuuint64_t>(stride) * 2};
+  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
+  return encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void *>(matrix), size, bytes,
+                box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// Launch a kernel in clusters of `size` blocks: as many as the device holds at once, at most
+// `most`, because each walks over the work until there is none left.
+template <auto kKernel, typename... Arguments>
+bool launch(int device, void *stream, int size, int64_t most, int threads, int shared,
+            const Arguments &...arguments) {
+  if (cudaSetDevice(device) != cudaSuccess) return false;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(size);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  constexpr int kDevices = 64;
+  static std::atomic<int> resident[kDevices];
+  if (device < 0 || device >= kDevices) return false;
+  if (resident[device] == 0) {
+    int found = 0;
+    if (cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) ||
+        cudaOccupancyMaxActiveClusters(&found, kKernel, &config) || found < 1) {
+      return cudaGetLastError(), false;  // which also clears it
+    }
+    resident[device] = found;
+  }
+  const int64_t count = resident[device];
+  config.gridDim.x = static_cast<unsigned>(size * (most < count ? most : count));
+  return cudaLaunchKernelEx(&config, kKernel, arguments...) == cudaSuccess ||
+         (cudaGetLastError(), false);
+}
+
+}  // namespace hopper
+
+#endif
