@@ -244,7 +244,7 @@ typedef struct {
   float margin;                  /* columns above similarity(positive) + margin are left out */
   const int32_t *flag;           /* or NULL: nothing is done unless it is `expected` */
   int32_t expected;
-  int32_t lead; /* of a block's first consumer before its second, in steps of 64 numbers */
+  int32_t lead; /* of a block's first consumer before its second, in steps of 32 numbers */
   int32_t device;
   void *stream;
 } sf_infonce_products;

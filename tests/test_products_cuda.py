@@ -208,9 +208,9 @@ def check_gradients(s: Similarities, columns: bool, *, flags: bool = False) -> N
 
 @pytest.mark.usefixtures("no_triton")
 @pytest.mark.skipif(emulation.REAL, reason="a GPU chooses its own order")
-@pytest.mark.parametrize("lead", range(5))
+@pytest.mark.parametrize("lead", [0, 1, 5, 7, 9])
 def test_the_order_of_events_changes_no_bit(lead, monkeypatch):
-    monkeypatch.setattr(tiles, "LEAD", lead)  # 4 is more than the stages hold, and is taken as 3
+    monkeypatch.setattr(tiles, "LEAD", lead)  # 9 is more than the stages hold, and is taken as 7
     s = problem(300, 900, 448)
     found = []
     for seed in range(6):

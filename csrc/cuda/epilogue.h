@@ -142,7 +142,7 @@ __device__ inline void store(const float (&t)[kSums], const hopper::TensorMap &p
                              const Tile &tile, const Seat &seat) {
   // Slices begin where swizzles do, and eight rows further down they are the same: what is left of
   // the swizzle is one "xor" for each eight columns.
-  const uint32_t at = seat.slice(0) + swizzled(fragment_row(seat.thread, 0) * kRowBytes) +
+  const uint32_t at = seat.slice(0) + swizzled(fragment_row(seat.thread, 0) * kSliceRowBytes) +
                       2 * fragment_column(seat.thread, 0);
 #pragma unroll
   for (int s = 0; s < kColumns / kSlice; ++s) {
@@ -152,7 +152,7 @@ __device__ inline void store(const float (&t)[kSums], const hopper::TensorMap &p
 #pragma unroll
     for (int i = 0; i < kSums / 4; i += 2) {
       const int from = s * (kSums / 4) + i;
-      const int down = (i >> 1 & 1) * 8 * kRowBytes, along = 2 * fragment_column(0, i);
+      const int down = (i >> 1 & 1) * 8 * kSliceRowBytes, along = 2 * fragment_column(0, i);
       hopper::put((at ^ along) + buffer * kSliceBytes + down,
                   hopper::two_bf16(t[from], t[from + 1]));
     }

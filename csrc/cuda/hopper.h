@@ -114,7 +114,7 @@ __device__ __forceinline__ void sync(int number, int threads) {
 
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
-// --- the copy engine: boxes of matrices, 64 numbers wide, swizzled in shared memory
+// --- the copy engine: boxes of matrices, swizzled in shared memory
 
 __device__ __forceinline__ void prefetch(const TensorMap &map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -199,7 +199,7 @@ __device__ __forceinline__ float from_lane(float x, int mask) {
 
 __device__ __forceinline__ bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
 
-// --- products of a warpgroup: 64 rows with 256, both 64 numbers deep in shared memory
+// --- products of a warpgroup: 64 rows with 256
 
 constexpr int kSums = 128;  // of a thread
 
@@ -225,14 +225,18 @@ __device__ __forceinline__ void wait_products(float (&d)[kSums]) {
                : "memory");
 }
 
-// Rows of 128 bytes, swizzled: eight rows are 1024 bytes; the other stride is not used.
+// A matrix whose rows of 64 or 128 bytes are swizzled: where it begins, the bytes of eight rows
+// (the other stride is not used), the swizzle.
+template <int kRowBytes>
 __device__ __forceinline__ uint64_t matrix(uint32_t address) {
-  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 |
-         uint64_t{1} << 62;
+  static_assert(kRowBytes == 64 || kRowBytes == 128);
+  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 |
+         uint64_t{8 * kRowBytes / 16} << 32 | uint64_t{kRowBytes == 64 ? 2 : 1} << 62;
 }
 
 // d += or = A B^T over 16 columns of A (64 rows) and of B (256 rows), of which these are the first.
 // A thread's sums: see fragment_row and fragment_column in tile_maps.h.
+template <int kRowBytes>
 __device__ __forceinline__ void multiply(float (&d)[kSums], uint32_t a, uint32_t b, bool add) {
   asm volatile(
       "{\n"
@@ -250,7 +254,7 @@ __device__ __forceinline__ void multiply(float (&d)[kSums], uint32_t a, uint32_t
       "%125, %126, %127}, %128, %129, add, 1, 1, 0, 0;\n"
       "}"
       : SF_64(d, 0), SF_64(d, 64)
-      : "l"(matrix(a)), "l"(matrix(b)), "r"(static_cast<int>(add)));
+      : "l"(matrix<kRowBytes>(a)), "l"(matrix<kRowBytes>(b)), "r"(static_cast<int>(add)));
 }
 
 #undef SF_4

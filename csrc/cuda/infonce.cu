@@ -28,10 +28,12 @@ int32_t launch(const Job &job) {
   const sf_infonce_products &in = job.in;
   hopper::TensorMap query, key, panel;
   const bool made =
-      hopper::make_tensor_map(query, in.query, in.rows, in.depth, in.depth, kBlockRows) &&
-      hopper::make_tensor_map(key, in.key, in.columns, in.depth, in.depth, kColumns / kBlocks) &&
-      (stores(kKind) ? hopper::make_tensor_map(panel, in.panel, in.rows, in.width, in.stride, kRows)
-                     : (panel = query, true));
+      hopper::make_tensor_map(query, in.query, in.rows, in.depth, in.depth, kBlockRows, kDepth) &&
+      hopper::make_tensor_map(key, in.key, in.columns, in.depth, in.depth, kColumns / kBlocks,
+                              kDepth) &&
+      (stores(kKind)
+           ? hopper::make_tensor_map(panel, in.panel, in.rows, in.width, in.stride, kRows, kSlice)
+           : (panel = query, true));
   const bool launched = made && hopper::launch<infonce_tiles_kernel<kKind, kMasks>>(
                                     in.device, in.stream, kBlocks, job.tiles, kThreads,
                                     kSharedBytes + kSharedAlignment, query, key, panel, job);

@@ -61,7 +61,7 @@ __device__ inline void multiply(float (&sum)[kSums], const Job &job, const Seat 
     hopper::begin_products();
 #pragma unroll
     for (int k = 0; k < kDepth; k += kStep) {
-      hopper::multiply(sum, a + 2 * k, b + 2 * k, step > 0 || k > 0);
+      hopper::multiply<kRowBytes>(sum, a + 2 * k, b + 2 * k, step > 0 || k > 0);
     }
     hopper::commit_products();
     if (step > 0) {

@@ -25,16 +25,20 @@ inline auto tensor_map_encoder() {
 }
 
 // A matrix of bf16 (rows, columns) with `stride` numbers between rows, moved in boxes of
-// (box_rows, 64) numbers; what lies outside is read as 0 and not written.
+// (box_rows, box_columns) numbers, 32 or 64 wide, and swizzled by that width; what lies outside is
+// read as 0 and not written.
 inline bool make_tensor_map(CUtensorMap &map, const void *matrix, int64_t rows, int64_t columns,
-                            int64_t stride, int box_rows) {
+                            int64_t stride, int box_rows, int box_columns) {
   const auto encode = tensor_map_encoder();
   if (encode == nullptr) return false;
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t bytes[1] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns),
+                             static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t step[2] = {1, 1};
   return encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void *>(matrix), size, bytes,
-                box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }

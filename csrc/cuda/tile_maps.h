@@ -21,16 +21,16 @@ constexpr int kBlockRows = kRows * kConsumers;
 constexpr int kClusterRows = kBlockRows * kBlocks;
 constexpr int kColumns = 256;  // of all
 constexpr int kSlice = 64;     // columns that are stored together
-constexpr int kDepth = 64;     // of a stage: a row is 128 bytes, a swizzle's width
+constexpr int kDepth = 32;     // of a stage
 constexpr int kStep = 16;      // of one instruction
-constexpr int kStages = 4;
+constexpr int kStages = 8;
 constexpr int kStrip = 4;  // clusters' rows that walk over the columns together
 
 // Shared memory, in bytes from its first multiple of 1024 on.
 constexpr int kRowBytes = 2 * kDepth;
 constexpr int kQueryBytes = kBlockRows * kRowBytes, kKeyBytes = kColumns * kRowBytes;
 constexpr int kStageBytes = kQueryBytes + kKeyBytes;
-constexpr int kSliceBytes = kRows * kRowBytes;
+constexpr int kSliceRowBytes = 2 * kSlice, kSliceBytes = kRows * kSliceRowBytes;
 constexpr int kSlices = 2;  // of a consumer, one filled while the other is read
 constexpr int kSlicesAt = kStages * kStageBytes;
 constexpr int kBarriersAt = kSlicesAt + kConsumers * kSlices * kSliceBytes;

@@ -60,8 +60,8 @@ OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
     (2, "full"): (Tile(128, 64, 64, 8, 3), Tile(32, 64, 64, 4, 3)),
 }
 
-# csrc/cuda: steps of 64 numbers by which one consumer of a block is ahead of the other, at most 3.
-LEAD = 2
+# csrc/cuda: steps of 32 numbers by which one consumer of a block is ahead of the other, at most 7.
+LEAD = 5
 
 # The kernels shaped like attention, by padded width: pairs for the queries' kernel and the keys'.
 # Rows deeper than a step are multiplied in steps. The last pair is for few rows.

@@ -81,14 +81,17 @@ inline void load_for(uint16_t blocks, uint32_t to, const TensorMap &from, int co
   for (int rank = 0; rank < m.blocks(); ++rank) {
     if (!(blocks >> rank & 1)) continue;
     m.later(emulated::Work::kLoad, [=, &m] {
+      const int row_bytes = 2 * from.box_columns;
       for (int i = 0; i < from.box_rows; ++i) {
-        for (int j = 0; j < 64; ++j) {
+        for (int j = 0; j < from.box_columns; ++j) {
           const bool inside = row + i < from.rows && column + j < from.columns;
           const uint16_t x = inside ? from.numbers[(row + i) * from.stride + column + j] : 0;
-          std::memcpy(&m.block(rank).arena.at(emulated::swizzled(to + i * 128 + 2 * j)), &x, 2);
+          std::memcpy(
+              &m.block(rank).arena.at(emulated::swizzled(to + i * row_bytes + 2 * j, row_bytes)),
+              &x, 2);
         }
       }
-      m.arrive(rank, barrier, 0, -from.box_rows * 128);
+      m.arrive(rank, barrier, 0, -from.box_rows * row_bytes);
     });
   }
 }
@@ -104,11 +107,13 @@ inline void store(const TensorMap &to, int column, int row, uint32_t from) {
   const size_t number = owner.read.size();
   owner.read.push_back(false);
   m.later(emulated::Work::kStore, [=, &owner, &block] {
+    const int row_bytes = 2 * to.box_columns;
     for (int i = 0; i < to.box_rows; ++i) {
-      for (int j = 0; j < 64; ++j) {
+      for (int j = 0; j < to.box_columns; ++j) {
         if (row + i >= to.rows || column + j >= to.columns) continue;
         std::memcpy(&to.numbers[(row + i) * to.stride + column + j],
-                    &block.arena.at(emulated::swizzled(from + i * 128 + 2 * j)), 2);
+                    &block.arena.at(emulated::swizzled(from + i * row_bytes + 2 * j, row_bytes)),
+                    2);
       }
     }
     owner.read[number] = true;
@@ -177,7 +182,8 @@ inline emulated::Group &group() { return machine().block().groups[thread() / kGr
 
 inline void begin_products() { machine().thread().fenced = true; }
 
-inline void multiply(float (&d)[kSums], uint32_t a, uint32_t b, bool add) {
+template <int kRowBytes>
+void multiply(float (&d)[kSums], uint32_t a, uint32_t b, bool add) {
   emulated::Machine &m = machine();
   emulated::Thread &t = m.thread();
   if (!t.fenced) m.fail("a product without a fence before");
@@ -185,6 +191,7 @@ inline void multiply(float (&d)[kSums], uint32_t a, uint32_t b, bool add) {
   if (t.issued == products.size()) {
     products.emplace_back();
     products.back().a = a, products.back().b = b, products.back().add = add;
+    products.back().row_bytes = kRowBytes;
   }
   emulated::Product &product = products[t.issued++];
   if (product.a != a || product.b != b || product.add != add) m.fail("threads do not agree");

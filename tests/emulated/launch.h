@@ -13,8 +13,13 @@ inline struct {
 } settings;
 
 inline bool make_tensor_map(TensorMap &map, const void *matrix, int64_t rows, int64_t columns,
-                            int64_t stride, int box_rows) {
-  map = {static_cast<uint16_t *>(const_cast<void *>(matrix)), rows, columns, stride, box_rows};
+                            int64_t stride, int box_rows, int box_columns) {
+  map = {static_cast<uint16_t *>(const_cast<void *>(matrix)),
+         rows,
+         columns,
+         stride,
+         box_rows,
+         box_columns};
   return true;
 }
 

@@ -27,10 +27,10 @@ namespace emulated {
 constexpr int kWarp = 32, kGroup = 128, kArena = 227 * 1024;
 constexpr size_t kStack = 96 * 1024;
 
-struct Matrix {  // a tensor map: bf16, moved in boxes 64 wide
+struct Matrix {  // a tensor map of bf16 numbers
   uint16_t *numbers = nullptr;
   int64_t rows = 0, columns = 0, stride = 0;
-  int box_rows = 0;
+  int box_rows = 0, box_columns = 0;
 };
 
 enum class Work { kLoad, kStore, kProduct };
@@ -47,6 +47,7 @@ struct Meeting {  // of the threads of a warp, of a numbered barrier or of a clu
 
 struct Product {
   uint32_t a = 0, b = 0;
+  int row_bytes = 0;
   bool add = false, done = false;
   int threads = 0, group = 0;
   size_t due = 0;
@@ -96,8 +97,10 @@ inline float from_bf16(uint16_t x) {
   return y;
 }
 
-// Where a byte stands whose address, in rows of 128 bytes, is this one.
-inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
+// Where a byte stands whose address, in rows of 64 or 128 bytes, is this one.
+inline uint32_t swizzled(uint32_t address, int row_bytes) {
+  return address ^ (address >> 3 & (row_bytes == 64 ? 0x30 : 0x70));
+}
 
 class Machine {
  public:
@@ -302,7 +305,10 @@ class Machine {
     constexpr int kRows = 64, kColumns = 256, kDepth = 16;
     const auto number = [&](uint32_t matrix, int row, int k) {
       uint16_t bits;
-      std::memcpy(&bits, &block.arena.at(swizzled(matrix + row * 128 + 2 * k)), 2);
+      std::memcpy(
+          &bits,
+          &block.arena.at(swizzled(matrix + row * product.row_bytes + 2 * k, product.row_bytes)),
+          2);
       return from_bf16(bits);
     };
     std::vector<float> a(kRows * kDepth), b(kColumns * kDepth), c(kRows * kColumns);
