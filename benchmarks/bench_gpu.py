@@ -16,7 +16,7 @@ import re
 import sys
 import threading
 import time
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -72,12 +72,17 @@ class Sizes:
     most: int  # rows of the largest problem, measured once
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     leading: tuple[Problem, ...] = ()  # before all others
-    single: tuple[Problem, ...] = ()  # of single precision, which can be measured alone
+    parts: dict[str, tuple[Problem, ...]] = field(default_factory=dict)  # measured alone
 
 
 SINGLE = (
     *(Problem(4096, 768, "float32", both, True) for both in (False, True)),
     *(Problem(n, 768, "float32", False, True) for n in (512, 2048, 16384)),
+)
+LARGE = tuple(  # enough tiles for every cluster
+    Problem(n, width, "bfloat16", both, True)
+    for n, width in ((65536, 768), (16384, 768), (65536, 384), (65536, 1024), (8192, 768))
+    for both in (False, True)
 )
 GPU = Sizes(
     rows=(65536, 64, 128, 256, 512, 1024, 2048, 131072, 4096, 8192, 16384, 32768),
@@ -91,7 +96,7 @@ GPU = Sizes(
         *(Problem(n, 768, "bfloat16", both, True) for n in (512, 2048) for both in (False, True)),
         *SINGLE,
     ),
-    single=SINGLE,
+    parts={"fp32": SINGLE, "cuda": LARGE},
 )
 # fp16 in the rehearsal, because Triton's interpreter does not multiply bf16.
 LARGE_AFTER = 10  # problems that tell more are measured first
@@ -102,9 +107,15 @@ TOY = Sizes(
     square=32,
     most=60,
     dtypes=("float16", "float32"),
-    single=(Problem(24, 16, "float32", True, True),),
+    parts={
+        "fp32": (Problem(24, 16, "float32", True, True),),
+        "cuda": (Problem(40, 16, "float16", False, True),),
+    },
 )
-WITHOUT_PEERS = "simcse_fast triton", "eager", "torch.compile"
+WITHOUT_PEERS = {  # in a part
+    "fp32": ("simcse_fast triton", "eager", "torch.compile"),
+    "cuda": ("simcse_fast cuda", "simcse_fast triton"),
+}
 MOST_WORKSPACE = 10 << 30  # bytes of the largest problem's panel
 
 
@@ -114,10 +125,10 @@ def products_of(problem: Problem, sizes: Sizes) -> list[str]:
     return [f"products in panels of {n}" for n in panels]
 
 
-def single(sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
-    """Problems in fp32, without peers."""
-    for problem in sizes.single:
-        yield problem, [*products_of(problem, sizes)[:1], *WITHOUT_PEERS]
+def part(name: str, sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
+    """A few problems, without peers."""
+    for problem in sizes.parts[name]:
+        yield problem, [*products_of(problem, sizes)[:1], *WITHOUT_PEERS[name]]
 
 
 def plan(sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
@@ -136,7 +147,10 @@ def plan(sizes: Sizes) -> Iterator[tuple[Problem, list[str]]]:
         names = products_of(problem, sizes)
         if problem.products == 3:
             names.append(names[0].replace("products", "products and a pass"))
-        yield problem, [*names, *gpu_peers.LOSSES]
+        losses = [*gpu_peers.LOSSES]
+        if problem.dtype == "float32":  # there the two are one
+            losses.remove("simcse_fast cuda")
+        yield problem, [*names, *losses]
 
 
 def step_of(name: str, problem: Problem, query: Tensor, key: Tensor) -> Callable[[], Any]:
@@ -265,7 +279,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
     parser.add_argument(
-        "--fp32", action="store_true", help="a few problems in fp32 alone, without peers: 2 minutes"
+        "--part", choices=WITHOUT_PEERS, help="a few problems alone, without peers: 2 minutes"
     )
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
     parser.add_argument("--resume", action="store_true", help="go on with the rows in DIR")
@@ -303,7 +317,7 @@ def measure_all(
         restart(end)
 
     sizes = TOY if options.rehearse else GPU
-    for problem, names in single(sizes) if options.fp32 else plan(sizes):
+    for problem, names in part(options.part, sizes) if options.part else plan(sizes):
         for name in names:
             if name in over or (*astuple(problem), name) in done:
                 continue

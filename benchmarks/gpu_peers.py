@@ -107,6 +107,7 @@ def liger_kernel(symmetric: bool) -> Loss:
 
 LOSSES: dict[str, Callable[[bool], Loss]] = {
     "simcse_fast triton": ours("triton"),
+    "simcse_fast cuda": ours("cuda"),
     "simcse_fast torch": ours("torch"),
     "eager": eager,
     "torch.compile": lambda symmetric: torch.compile(eager(symmetric), dynamic=False),

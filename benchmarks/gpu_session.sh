@@ -31,7 +31,7 @@ if [ "$stage" = 0 ]; then
 		-k "graph or panels or streams or waits or float32"
 	log timeout 75 python3 -m benchmarks.bench_graphs --seconds 0.4 --output "$out"
 	mkdir -p "$out/fp32"
-	log timeout 90 python3 -m benchmarks.bench_gpu --fp32 --minutes 1.3 --seconds 0.3 --output "$out/fp32"
+	log timeout 90 python3 -m benchmarks.bench_gpu --part fp32 --minutes 1.3 --seconds 0.3 --output "$out/fp32"
 elif [ "$stage" = 1 ]; then
 	log nvidia-smi
 	log python3 -c "import simcse_fast as s, torch, triton

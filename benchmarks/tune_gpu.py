@@ -1,9 +1,9 @@
 """Tiles of the Triton kernels, timed on the GPU at hand: python -m benchmarks.tune_gpu.
 
-For each entry of kernels/infonce/tiles.py: the candidates, their medians, and which is fastest, as
-rows of benchmarks/results/tiles-<device>.json. What it finds is written into the table by hand,
-after tests/test_triton_compiled.py has seen it. --rehearse runs all of it on the CPU, at toy sizes,
-in Triton's interpreter.
+For each entry of kernels/infonce/tiles.py, LEAD of the products in CUDA C++ among them: the
+candidates, their medians, and which is fastest, as rows of benchmarks/results/tiles-<device>.json.
+What it finds is written into the table by hand, after tests/test_triton_compiled.py has seen it.
+--rehearse runs all of it on the CPU, at toy sizes, in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ ATTENTION = [
         (2, 3),
     )
 ]
+LEADS = [{"lead": lead} for lead in range(8)]  # of csrc/cuda
 KINDS: dict[str, dict[str, Any]] = {  # losses in which one kind of product tells tiles apart
     "plain": {},
     "columns": {"symmetric": True},
@@ -64,7 +65,10 @@ def problems(toy: bool) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """Kind, rows, width and options of the losses that are timed, the most telling first."""
     if toy:
         yield from (("plain", 70, 32, {}), ("attention", 70, 64, {}), ("crossover", 70, 32, {}))
+        yield "lead", 70, 32, {}
         return
+    for width, options in ((768, {}), (768, {"symmetric": True}), (384, {})):
+        yield "lead", 16384, width, options | {"backend": "cuda"}
     for kind in ("plain", "columns", "gradients"):
         yield kind, 16384, 768, KINDS[kind]
     yield from (("attention", 32768, width, {}) for width in (128, 256))
@@ -80,6 +84,8 @@ def candidates(kind: str) -> list[Any]:
     """Tiles, pairs of them, or with and without panels."""
     if kind == "attention":
         return list(ATTENTION)
+    if kind == "lead":
+        return LEADS
     return ["attention", "panels"] if kind == "crossover" else list(PRODUCTS)
 
 
@@ -101,6 +107,8 @@ def install(kind: str, candidate: Any) -> None:
     tiles.PANELS_ABOVE = (
         dict.fromkeys(PANELS_ABOVE, (tiles.EVERY,) * 2) if kind == "crossover" else PANELS_ABOVE
     )
+    if kind == "lead":
+        tiles.LEAD = candidate["lead"]
     tiles.product_tile = chosen if isinstance(candidate, Tile) else product_tile
     tiles.attention_tiles = pairs
 
@@ -114,7 +122,7 @@ def timed(
 
     def step() -> None:
         query.grad = key.grad = None
-        info_nce(query, key, temperature=0.05, backend="triton", **options).backward()
+        info_nce(query, key, temperature=0.05, **{"backend": "triton"} | options).backward()
 
     try:
         return bench_gpu.timed(step, device, seconds)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rehearsals import run
 
 from simcse_fast import backends
 
@@ -18,6 +19,7 @@ PRODUCTS = {
 }  # by (symmetric, backward)
 LARGEST = 60  # rows of the problem that is measured once
 OURS = ("simcse_fast torch", "simcse_fast triton")
+CUDA = "simcse_fast cuda"  # for 16 bits alone, and for one kind of device
 PEERS = {
     "memeff.py": """
 def MemoryEfficientCLIPLoss(**options):
@@ -121,8 +123,15 @@ def test_the_largest_problem_is_measured_once(rows):
     assert all("ms" in row for row in largest)
 
 
+def test_products_in_cuda_say_what_they_need(rows):
+    found = of(rows, CUDA)
+    assert {row["dtype"] for row in found} == {"float16"}
+    if not backends()["cuda"].available:
+        assert all(row["reason"].startswith("BackendUnavailableError") for row in found)
+
+
 def test_fp32_can_be_measured_alone(tmp_path, repository):
-    rehearse(tmp_path, [repository], "--fp32")
+    rehearse(tmp_path, [repository], "--part", "fp32")
     found = json.loads((tmp_path / "info_nce-rehearsal.json").read_text())["rows"]
     assert {problem(row) for row in found} == {(24, 16, "float32", True, True)}
     methods = ["products in panels of 24", "simcse_fast triton", "eager", "torch.compile"]
@@ -177,3 +186,23 @@ def test_the_report_names_every_method_and_why_one_has_no_time(folder, repositor
     assert "RuntimeError: no tile for a width of 16" in text
     assert "memeff |" not in text.split("### By N")[1].splitlines()[2]  # it has no time
     assert (folder / "info_nce-rehearsal.svg").read_text().count("row-only, D = 16") == 1
+
+
+def test_gradient_products_are_measured_alone(tmp_path):
+    run("benchmarks.bench_products", "--rehearse", "--seconds", 0, "--output", tmp_path)
+    square, *rows = json.loads((tmp_path / "products-rehearsal.json").read_text())["rows"]
+    assert {(row["product"], row["rows"]) for row in rows} == {
+        (name, count) for name in ("queries", "keys") for count in (64, 96)
+    }
+    for row in rows:
+        operations = 2 * row["rows"] * row["keys"] * row["width"]
+        assert row["tflops"] == pytest.approx(operations / (row["ms"]["median"] / 1e3) / 1e12)
+        assert row["of_square"] == pytest.approx(row["tflops"] / square["tflops"])
+
+
+def test_the_model_of_the_kernel_says_what_its_page_does(repository):
+    """docs/loss-gpu.md quotes its lines."""
+    page = (repository / "docs" / "loss-gpu.md").read_text()
+    quoted = [line for line in page.splitlines() if line.startswith("epilogue 1")]
+    assert quoted == run("benchmarks.pipeline_model").splitlines()[1:]
+    assert len(quoted) == 8
