@@ -3,8 +3,8 @@
 #
 #     bash benchmarks/gpu_session.sh 0 results    # then 1, 2, 3, 4, 5
 #
-# 0 tests and times what has never run on a GPU, in four and a half minutes: fp32 by cuBLAS, and
-# small batches from graphs. 1 tests what decides everything else, and times the most important
+# 0 tests and times what has never run on a GPU, in nine minutes: products in CUDA C++, fp32 by
+# cuBLAS, small batches from graphs. 1 tests what decides everything else, and times the most important
 # problems; 2 runs all GPU tests and times tiles; 3 times the rest; 4 times whole steps of training,
 # 5 word weights (both need transformers and sentence-transformers there). The first that runs
 # installs. What was written is in the folder, whatever failed.
@@ -26,6 +26,19 @@ install() {
 
 python3 -c "import simcse_fast.kernels" 2>/dev/null || install
 if [ "$stage" = 0 ]; then
+	# A kernel that waits for ever is ended by its time; -x, because a fault spoils what follows.
+	log python3 -c "import simcse_fast as s; print(s.backends()['cuda'])"
+	if log timeout -k 5 60 python3 -m pytest -q -x -m gpu tests/test_products_cuda.py; then
+		log timeout -k 5 80 python3 -m pytest -q -m gpu $PARALLEL tests/test_info_nce_cuda.py
+		mkdir -p "$out/cuda"
+		log timeout 75 python3 -m benchmarks.bench_gpu --part cuda --minutes 1.2 --seconds 0.3 --output "$out/cuda"
+		log timeout 45 python3 -m benchmarks.tune_gpu --entries 3 --seconds 0.1 --output "$out/cuda"
+		log timeout 30 python3 -m benchmarks.profile_gpu --methods "simcse_fast cuda" --problems 2 \
+			--output "$out/cuda"
+	else
+		log timeout 50 compute-sanitizer python3 -m pytest -q -x -m gpu tests/test_products_cuda.py
+	fi
+	log timeout 30 python3 -m benchmarks.bench_products --seconds 0.15 --output "$out"
 	log timeout 100 python3 -m pytest -q -m gpu $PARALLEL --maxfail 60 tests/test_info_nce_gpu.py \
 		tests/test_info_nce_graphs.py tests/test_info_nce_triton_panels.py \
 		-k "graph or panels or streams or waits or float32"

@@ -75,10 +75,11 @@ def main() -> None:
     """Profile, print, save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile_gpu", description=__doc__)
     parser.add_argument("--methods", nargs="*", default=["simcse_fast triton"], metavar="NAME")
+    parser.add_argument("--problems", type=int, metavar="N", help="the first N alone")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
     options = parser.parse_args()
     found = []
-    for problem in PROBLEMS:
+    for problem in PROBLEMS[: options.problems]:
         for name in options.methods:
             found.append(kernels_of(name, *problem))
             row = found[-1]

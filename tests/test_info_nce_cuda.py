@@ -109,3 +109,47 @@ def test_blocks_share_one_softmax():
 
     exact = gradients("reference", tensors)
     assert max(errors(gradients(BACKEND, [x.bfloat16() for x in tensors]), exact)) < 2e-2
+
+
+# On a GPU, sizes that keep all clusters busy for many tiles; emulated, a few tiles.
+MANY = [(2049, 768), (5000, 384), (9000, 1024)] if emulation.REAL else [(523, 320)]
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+@pytest.mark.parametrize(("rows", "width"), MANY, ids=str)
+def test_sizes_that_run_in_training(rows, width, symmetric):
+    case = random_case(
+        rows, width=width, dtype=torch.bfloat16, symmetric=symmetric, noise=0.5
+    ).fixed()
+    exact = evaluate(textbook, case.on(BACKEND).to(torch.float64))
+    found = errors(evaluate(info_nce, case.on(BACKEND), backend=BACKEND), exact)
+    theirs = errors(evaluate(textbook, case.on(BACKEND)), exact)
+    assert found[0] < 1e-4
+    assert all(m <= 1.1 * t for m, t in zip(found[1:3], theirs[1:3], strict=True)), (found, theirs)
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+def test_runs_are_equal_bit_for_bit(symmetric):
+    rows, width = MANY[0] if emulation.REAL else (300, 64)
+    case = random_case(rows, width=width, dtype=torch.bfloat16, symmetric=symmetric).on(BACKEND)
+    set_workspace_limit(rows // 2 * rows * 2)  # several panels
+    first = evaluate(info_nce, case, backend=BACKEND)
+    for _ in range(20 if emulation.REAL else 1):
+        again = evaluate(info_nce, case, backend=BACKEND)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.usefixtures("panels_only")
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rows", "symmetric"])
+def test_results_are_tritons(symmetric):
+    """Of more than 2^31 similarities, where there is a GPU: they come from nowhere else."""
+    rows, width = (47_000, 128) if emulation.REAL else (300, 64)
+    case = random_case(rows, width=width, dtype=torch.bfloat16, symmetric=symmetric, noise=0.5)
+    case = case.fixed().on(BACKEND)
+    triton = type(BACKEND)("triton")
+    mine, theirs = (evaluate(info_nce, case, backend=name) for name in (BACKEND, triton))
+    torch.testing.assert_close(mine[0], theirs[0], rtol=1e-6, atol=0)
+    for one, other in zip(mine[1:3], theirs[1:3], strict=True):
+        assert (one - other).norm() < 5e-3 * other.norm()
