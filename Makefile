@@ -76,6 +76,8 @@ bench: $(VENV)/.test ## CPU benchmarks; results go to benchmarks/results
 bench-gpu: $(VENV)/.test ## GPU benchmarks; ARGS=--rehearse runs them on the CPU
 	for peer in $(GPU_PEERS); do $(INSTALL) --no-deps $$peer || true; done
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
+	$(BIN)/python -m benchmarks.bench_products $(ARGS)
+	$(BIN)/python -m benchmarks.bench_uniformity_gpu $(ARGS)
 	$(BIN)/python -m benchmarks.bench_training --device cuda $(ARGS)
 	$(BIN)/python -m benchmarks.bench_attribution --device cuda $(ARGS)
 

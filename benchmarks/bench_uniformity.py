@@ -46,10 +46,10 @@ def matrix(x: Tensor) -> Tensor:
 METHODS: dict[str, Callable[[Tensor], Tensor]] = {OURS: uniformity, PDIST: pdist, MATRIX: matrix}
 
 
-def embeddings(rows: int, seed: int = 0) -> Tensor:
+def embeddings(rows: int, width: int = WIDTH) -> Tensor:
     """Rows about a common direction, as an encoder's are."""
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(WIDTH, generator=g) + torch.randn(rows, WIDTH, generator=g)
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(width, generator=g) + torch.randn(rows, width, generator=g)
 
 
 def step(method: str, x: Tensor) -> None:

@@ -39,6 +39,7 @@ if [ "$stage" = 0 ]; then
 		log timeout 50 compute-sanitizer python3 -m pytest -q -x -m gpu tests/test_products_cuda.py
 	fi
 	log timeout 30 python3 -m benchmarks.bench_products --seconds 0.15 --output "$out"
+	log timeout 60 python3 -m benchmarks.bench_uniformity_gpu --output "$out"
 	log timeout 100 python3 -m pytest -q -m gpu $PARALLEL --maxfail 60 tests/test_info_nce_gpu.py \
 		tests/test_info_nce_graphs.py tests/test_info_nce_triton_panels.py \
 		-k "graph or panels or streams or waits or float32"

@@ -257,6 +257,10 @@ def main() -> None:
     for path in sorted(set(options.results.glob("info_nce-*.json")) - set(on_cpu)):
         picture = options.page.with_name(f"{path.stem}.svg")
         lines += report_gpu.section(json.loads(path.read_text()), picture)
+    for kind in ("products", "uniformity"):
+        for path in sorted(options.results.glob(f"{kind}-*.json")):
+            if "-cpu-" not in path.name:
+                lines += getattr(report_gpu, kind)(json.loads(path.read_text()))
     lines += training(options.results, options.page)
     lines += attribution(options.results, options.page)
     lines += information(options.results, options.page)

@@ -114,10 +114,47 @@ def plot(rows: list[dict[str, Any]], widths: list[int], path: Path) -> None:
     plt.close(figure)
 
 
+def heading(what: str, source: dict[str, Any]) -> list[str]:
+    """Of which device, and where it came from."""
+    versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v != "not installed")
+    return [
+        *(f"## {what} on {source['gpu'] or 'no GPU: a rehearsal'}", ""),
+        *(f"`{source['command']}` at commit {source['commit']}; {versions}.", ""),
+    ]
+
+
+def products(result: dict[str, Any]) -> list[str]:
+    """What it says of the gradients' products."""
+    lines = ["| product | panel's rows | D | ms | TFLOP/s | of the square one's | waves |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for row in result["rows"][1:]:
+        sizes = f"{row['rows']:,} | {row['width']:,} | {row['ms']['median']:,.3f}"
+        rates = f"{row['tflops']:.0f} | {row['of_square']:.2f} | {row['waves']:.2f}"
+        lines.append(f"| {row['product']} | {sizes} | {rates} |")
+    return [*heading("Gradient products", result["provenance"]), *lines, ""]
+
+
+def uniformity(result: dict[str, Any]) -> list[str]:
+    """What it says of uniformity."""
+    rows = result["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = ["| N x D | | | " + " | ".join(f"{m}, ms" for m in methods) + " |"]
+    lines += ["|---|---|---|" + "---:|" * len(methods)]
+    keys = "rows", "width", "dtype", "backward"
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        mine = {row["method"]: row for row in rows if tuple(row[k] for k in keys) == key}
+        cells = [
+            f"{mine[m]['ms']['median']:,.3f}" if "ms" in mine[m] else mine[m]["reason"][:60]
+            for m in methods
+        ]
+        what = "value and gradient" if key[3] else "value"
+        lines.append(f"| {key[0]:,} x {key[1]} | {key[2]} | {what} | {' | '.join(cells)} |")
+    return [*heading("Uniformity", result["provenance"]), *lines, ""]
+
+
 def section(result: dict[str, Any], picture: Path) -> list[str]:
     """What docs/benchmarks.md says of one GPU."""
     source, everything = result["provenance"], result["rows"]
-    versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items() if v != "not installed")
     problems = [row for row in everything if row["method"] != "square product"]
     first = problems[0]
     dtype = first["dtype"]
@@ -128,9 +165,8 @@ def section(result: dict[str, Any], picture: Path) -> list[str]:
         by_width.setdefault(row["width"], set()).add(row["rows"])
     plot(plotted, sorted(width for width, sizes in by_width.items() if len(sizes) > 1), picture)
     lines = [
-        *(f"## The loss on {source['gpu'] or 'no GPU: a rehearsal'}", ""),
-        *(f"`{source['command']}` at commit {source['commit']}; {versions}.", "", INTRODUCTION, ""),
-        *(f"![time by N]({picture.name})", ""),
+        *heading("The loss", source),
+        *(INTRODUCTION, "", f"![time by N]({picture.name})", ""),
     ]
     size = {key: first[key] for key in ("rows", "width", "dtype")}
     for symmetric, backward in product((False, True), (True, False)):

@@ -174,10 +174,7 @@ def test_a_hanging_peer_is_given_up_and_the_run_goes_on(rows):
 
 
 def test_the_report_names_every_method_and_why_one_has_no_time(folder, repository):
-    command = [sys.executable, "-m", "benchmarks.report", "--results", str(folder)]
-    page = folder / "page.md"
-    subprocess.run([*command, "--page", str(page)], cwd=repository, check=True)  # noqa: S603
-    text = page.read_text()
+    text = report_of(folder, repository)
     problem = "### 40 x 16, float16, row-only, forward and backward"
     lines = text.split(problem)[1].split("###")[0].splitlines()
     for method in ("products in panels", *OURS, "eager", "torch.compile", "inf-cl"):
@@ -188,7 +185,14 @@ def test_the_report_names_every_method_and_why_one_has_no_time(folder, repositor
     assert (folder / "info_nce-rehearsal.svg").read_text().count("row-only, D = 16") == 1
 
 
-def test_gradient_products_are_measured_alone(tmp_path):
+def report_of(folder, repository):
+    command = [sys.executable, "-m", "benchmarks.report", "--results", str(folder)]
+    page = folder / "page.md"
+    subprocess.run([*command, "--page", str(page)], cwd=repository, check=True)  # noqa: S603
+    return page.read_text()
+
+
+def test_gradient_products_are_measured_alone(tmp_path, repository):
     run("benchmarks.bench_products", "--rehearse", "--seconds", 0, "--output", tmp_path)
     square, *rows = json.loads((tmp_path / "products-rehearsal.json").read_text())["rows"]
     assert {(row["product"], row["rows"]) for row in rows} == {
@@ -198,6 +202,22 @@ def test_gradient_products_are_measured_alone(tmp_path):
         operations = 2 * row["rows"] * row["keys"] * row["width"]
         assert row["tflops"] == pytest.approx(operations / (row["ms"]["median"] / 1e3) / 1e12)
         assert row["of_square"] == pytest.approx(row["tflops"] / square["tflops"])
+    text = report_of(tmp_path, repository)
+    assert "## Gradient products on no GPU: a rehearsal" in text
+    assert text.count("| queries |") == text.count("| keys |") == 2
+
+
+def test_uniformity_is_measured_in_both_types_and_directions(tmp_path, repository):
+    run("benchmarks.bench_uniformity_gpu", "--rehearse", "--output", tmp_path)
+    rows = json.loads((tmp_path / "uniformity-rehearsal.json").read_text())["rows"]
+    problems = {(row["rows"], row["dtype"], row["backward"]) for row in rows}
+    assert len(problems) == 8
+    assert len(rows) == len(problems) * 4
+    assert all("ms" in row for row in rows)
+    for row in rows:
+        if row["method"] == "simcse_fast":
+            assert row["gradient_error"] < (1e-6 if row["dtype"] == "float32" else 5e-3)
+    assert report_of(tmp_path, repository).count("value and gradient |") == 4
 
 
 def test_the_model_of_the_kernel_says_what_its_page_does(repository):

@@ -17,7 +17,9 @@ COMMAND = re.compile(r"python\s+-m\s+benchmarks\.([a-z]\w*)")
 DATA = re.compile(r"results/([\w.-]+\.json)")
 MEASURED = re.compile(r"\d (?:ms|microseconds|TFLOP/s|M tokens/s)\b|\d\.\d+ (?:x|times|s)\b")
 # One draws, one checks a limit, one has no GPU to run on yet: its figures are on no page.
-WITHOUT_DATA = {"report", "bench_import", "bench_graphs", "bench_products", "pipeline_model"}
+WITHOUT_DATA = {"report", "bench_import", "pipeline_model"}
+# Of a GPU, and not run on one yet.
+WITHOUT_DATA |= {"bench_graphs", "bench_products", "bench_uniformity_gpu"}
 RESULTS = ROOT / "benchmarks/results", ROOT / "docs/results"
 
 

@@ -206,6 +206,21 @@ def check_gradients(s: Similarities, columns: bool, *, flags: bool = False) -> N
             assert_panel(s, panel, whole, exact)
 
 
+@pytest.mark.parametrize("sizes", SIZES)
+def test_sums_are_written_and_nothing_beside_them(sizes):
+    s = problem(*sizes)
+    rows, columns, _ = sizes
+    shapes = (-(-columns // 256), rows), (-(-rows // 64), columns)
+    whole = [torch.full((64 + x * y + 64,), -7.0, device=DEVICE) for x, y in shapes]
+    inside = [x[64:-64] for x in whole]
+    out = native.InfonceSums(*(x.data_ptr() for x in inside))
+    cuda._launch(native.load_cuda().sf_infonce_sums_cuda, cuda._products(s, None, None, 0), out)
+    for found, shape, dim in zip(inside, shapes, (1, 0), strict=True):
+        assert_sums(found.view(1, *shape), exponentials(s)[0].sum(dim))
+        found.fill_(-7.0)
+    assert all(bool((x == -7.0).all()) for x in whole)
+
+
 @pytest.mark.usefixtures("no_triton")
 @pytest.mark.skipif(emulation.REAL, reason="a GPU chooses its own order")
 @pytest.mark.parametrize("lead", [0, 1, 5, 7, 9])
