@@ -226,6 +226,10 @@ SF_API int32_t sf_attention_backward(const sf_attention *problem);
  *
  * Pointers are the device's, and multiples of 16 where they are matrices; launches are put into
  * `stream` and not waited for. SF_FAILED: the device or its driver refused one. */
+
+/* What was refused last in this thread. */
+SF_API const char *sf_cuda_refusal(void);
+
 typedef struct {
   const void *query; /* (rows, depth) bf16 unit rows of a panel; depth is a multiple of 64 */
   const void *key;   /* (columns, depth) */

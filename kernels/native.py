@@ -9,6 +9,7 @@ from typing import Any
 import torch  # noqa: F401  # loaded first, so that the library shares torch's OpenMP runtime
 
 ABI_VERSION = 12
+FAILED = 2  # the status of sf_status that is not the caller's fault
 PATH = Path(__file__).with_name("libsimcse_fast.so")
 CUDA_PATH = PATH.with_name("libsimcse_fast_cuda.so")
 
@@ -266,13 +267,12 @@ _CUDA_SIGNATURES = {
     "sf_infonce_sums_cuda": (POINTER(InfonceProducts), POINTER(InfonceSums)),
     "sf_infonce_gradients_cuda": (POINTER(InfonceProducts), POINTER(InfonceGradients)),
 }
-_REFUSED = {1: "the native library refused its arguments", 2: "the device refused a launch"}
 
 
 def _check(status: int, function: object, _arguments: object) -> int:
     if status:
         name = getattr(function, "__name__", function)
-        raise RuntimeError(f"{name}: {_REFUSED[status]}")
+        raise RuntimeError(f"{name}: the native library refused its arguments (status {status})")
     return status
 
 
@@ -311,7 +311,19 @@ def load() -> ctypes.CDLL:
 
 def declare_cuda(library: ctypes.CDLL) -> ctypes.CDLL:
     """Declare the functions of a library of kernels in CUDA C++."""
-    return _declare(library, _CUDA_SIGNATURES)
+    refusal = library.sf_cuda_refusal
+    refusal.restype = c_char_p
+
+    def check(status: int, function: Any, arguments: object) -> int:
+        if status == FAILED:
+            reason = refusal().decode()
+            raise RuntimeError(f"{function.__name__}: the device refused a launch ({reason})")
+        return _check(status, function, arguments)
+
+    _declare(library, _CUDA_SIGNATURES)
+    for name in _CUDA_SIGNATURES:
+        getattr(library, name).errcheck = check
+    return library
 
 
 @cache

@@ -239,6 +239,18 @@ def test_the_order_of_events_changes_no_bit(lead, monkeypatch):
     assert_sums(found[0][0], exponentials(s)[0].sum(1))
 
 
+@pytest.mark.usefixtures("no_triton")
+@pytest.mark.skipif(emulation.REAL, reason="the library is as it was built")
+@pytest.mark.parametrize("flag", ["-DSF_STAGE_DEPTH=64", "-DSF_CLUSTER=1"])
+def test_other_ways_to_divide_the_work(flag, tmp_path, monkeypatch):
+    """Built for comparisons, and as right as the one that is shipped."""
+    library = emulation.build(tmp_path / "other.so", emulation.CSRC / "cuda", "-O1", flag)
+    monkeypatch.setattr(native, "load_cuda", lambda: library)
+    for columns in (False, True):
+        check_sums(problem(300, 900, 448, **OPTIONS["everything"]), not columns, columns)
+        check_gradients(problem(300, 900, 448), columns)
+
+
 FAULTS = {
     "products-not-waited-for": [
         ("infonce_tiles.h", "  hopper::wait_products<0>(sum);\n  let_go", "  let_go")
@@ -270,7 +282,7 @@ FAULTS = {
         ("epilogue.h", "hopper::sync(seat.barrier(), kGroup);  // all of it is filled", "")
     ],
     "factors-read-too-early": [
-        ("logits.h", "  hopper::sync(seat.barrier(), kGroup);\n  return to;", "  return to;")
+        ("logits.h", "  }\n  hopper::sync(seat.barrier(), kGroup);\n}", "  }\n}")
     ],
     "factors-written-too-early": [
         ("logits.h", "  hopper::sync(seat.barrier(), kGroup);  // the last tile has left it\n", "")
@@ -295,10 +307,7 @@ def test_the_emulation_notices(fault, tmp_path, monkeypatch):
         library.sf_emulate(seed, 2)
         try:
             check_gradients(s, columns=True)
-        except RuntimeError:
-            assert library.sf_emulation_error()
-            return
-        except AssertionError:
+        except (RuntimeError, AssertionError):
             return
     pytest.fail("nothing was noticed")
 

@@ -24,15 +24,16 @@ __device__ inline void put_rows(const Parts &parts, const Job &job, const Tile &
   }
 }
 
-// Sums of rows; exponentials in place of logits.
+// Sums of rows; exponentials in place of similarities.
 template <bool kMasks>
-__device__ inline void sum_rows(float (&t)[kSums], const Job &job, const Row (&rows)[2],
-                                const Tile &tile, const Seat &seat) {
+__device__ inline void sum_rows(float (&x)[kSums], const Job &job, const Scale &scale,
+                                const float (&bounds)[2], const Tile &tile, const Seat &seat) {
   Parts parts = {};
 #pragma unroll
   for (int i = 0; i < kSums; ++i) {
-    t[i] = exponential<kMasks>(job, t[i], rows[i >> 1 & 1].bound);
-    parts[i >> 1 & 1][i & 1] += t[i];
+    const int r = i >> 1 & 1;
+    x[i] = exponential<kMasks>(scale, x[i], bounds[r]);
+    parts[r][i & 1] += x[i];
   }
   put_rows(parts, job, tile, seat);
 }
@@ -75,70 +76,83 @@ __device__ inline void sum_columns(Pair pair, const Job &job, const Tile &tile, 
   }
 }
 
-// Sums of rows and columns; `columns`: see share().
+// Sums of rows and columns.
 template <bool kMasks>
-__device__ inline void sum_both(float (&t)[kSums], const Job &job, const Row (&rows)[2],
-                                uint32_t columns, const Tile &tile, const Seat &seat) {
-  const auto sum_of = [](int j) {
-    return j / 2 * 4 + (j & 1);
-  };  // the first row's; + 2: the second's
+__device__ inline void sum_both(float (&x)[kSums], const Job &job, const Scale &scale,
+                                const float (&bounds)[2], const Tile &tile, const Seat &seat) {
+  // The first row's sum of a thread's j-th column; two further is the second's.
+  const auto sum_of = [](int j) { return j / 2 * 4 + (j & 1); };
   if (kMasks && job.in.positive) {  // margins leave out different columns
-    const uint32_t bounds = columns + kBoundsAt + 4 * (tile.first - tile.column);
+    const uint32_t of_columns = seat.columns() + kBoundsAt + 4 * (tile.first - tile.column);
     Parts parts = {};
     const auto pair = [&](int j) {
       float of_column = 0;
-      const float bound = hopper::get(bounds + 4 * fragment_column(0, sum_of(j)));
+      const float bound = hopper::get(of_columns + 4 * fragment_column(0, sum_of(j)));
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float logit = t[sum_of(j) + 2 * r];
-        parts[r][j & 1] += exponential<kMasks>(job, logit, rows[r].bound);
-        of_column += exponential<kMasks>(job, logit, bound);
+        const float similarity = x[sum_of(j) + 2 * r];
+        parts[r][j & 1] += exponential<kMasks>(scale, similarity, bounds[r]);
+        of_column += exponential<kMasks>(scale, similarity, bound);
       }
       return of_column;
     };
     sum_columns(pair, job, tile, seat);
     put_rows(parts, job, tile, seat);
   } else {
-    sum_rows<kMasks>(t, job, rows, tile, seat);
-    sum_columns([&](int j) { return t[sum_of(j)] + t[sum_of(j) + 2]; }, job, tile, seat);
+    sum_rows<kMasks>(x, job, scale, bounds, tile, seat);
+    sum_columns([&](int j) { return x[sum_of(j)] + x[sum_of(j) + 2]; }, job, tile, seat);
   }
 }
 
-// Gradients of the logits in their place; `columns`: see share().
-template <Kind kKind, bool kMasks>
-__device__ inline void make_gradients(float (&t)[kSums], const Job &job, const Row (&rows)[2],
-                                      uint32_t columns, const Tile &tile) {
-  const uint32_t mine = columns + 4 * (tile.first - tile.column);
+// Exponentials times the factors of row and column, in place of similarities.
+template <Kind kKind, bool kMargin>
+__device__ inline void weigh(float (&x)[kSums], const Scale &scale, const Row (&rows)[2],
+                             const float (&bounds)[2], const Tile &tile, const Seat &seat) {
+  const uint32_t mine = seat.columns() + 4 * (tile.first - tile.column);
 #pragma unroll
   for (int i = 0; i < kSums; i += 4) {
     const uint32_t at = mine + 4 * fragment_column(0, i);
-    hopper::Two factors = {0, 0}, bounds = {0, 0};
+    hopper::Two factors = {0, 0}, of_columns = {0, 0};
     if (by_column(kKind)) factors = hopper::get_two(at);
-    if (by_column(kKind) && kMasks) bounds = hopper::get_two(at + kBoundsAt);
+    if (by_column(kKind) && kMargin) of_columns = hopper::get_two(at + kBoundsAt);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const Row &row = rows[j >> 1];
-      const float factor = j & 1 ? factors.high : factors.low;
-      const float bound = j & 1 ? bounds.high : bounds.low, logit = t[i + j];
-      if (kMasks && job.in.positive) {
-        t[i + j] = exponential<kMasks>(job, logit, row.bound) * row.factor;
-        if (by_column(kKind)) t[i + j] += exponential<kMasks>(job, logit, bound) * factor;
-      } else {
-        t[i + j] = hopper::exp2_of(logit) * (row.factor + factor);
+      const int r = j >> 1;
+      const float e = exponential<kMargin>(scale, x[i + j], bounds[r]);
+      float other = e;
+      if (by_column(kKind) && kMargin) {  // the directions leave out different columns
+        const float bound = j & 1 ? of_columns.high : of_columns.low;
+        other = exponential<kMargin>(scale, x[i + j], bound);
+      }
+      x[i + j] = e * rows[r].factor;
+      if (by_column(kKind)) {
+        x[i + j] = __builtin_fmaf(other, j & 1 ? factors.high : factors.low, x[i + j]);
       }
     }
+  }
+}
+
+// Gradients of the logits in place of similarities.
+template <Kind kKind, bool kMasks>
+__device__ inline void make_gradients(float (&x)[kSums], const Job &job, const Scale &scale,
+                                      const Row (&rows)[2], const float (&bounds)[2],
+                                      const Tile &tile, const Seat &seat) {
+  if (kMasks && job.in.positive) {
+    weigh<kKind, true>(x, scale, rows, bounds, tile, seat);
+  } else {
+    weigh<kKind, false>(x, scale, rows, bounds, tile, seat);
   }
   if (job.in.own == SF_OWN_POSITIVE && holds_label(rows, tile)) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
       const Row &row = rows[i >> 1 & 1];
-      t[i] = is_own(row, tile, i) ? row.own_gradient : t[i];
+      x[i] = is_own(row, tile, i) ? row.own_gradient : x[i];
     }
   }
 }
 
 // Write 64 x 256 numbers in bf16, slice by slice through shared memory and the copy engine.
-__device__ inline void store(const float (&t)[kSums], const hopper::TensorMap &panel,
+__device__ inline void store(const float (&x)[kSums], const hopper::TensorMap &panel,
                              const Tile &tile, const Seat &seat) {
   // Slices begin where swizzles do, and eight rows further down they are the same: what is left of
   // the swizzle is one "xor" for each eight columns.
@@ -154,7 +168,7 @@ __device__ inline void store(const float (&t)[kSums], const hopper::TensorMap &p
       const int from = s * (kSums / 4) + i;
       const int down = (i >> 1 & 1) * 8 * kSliceRowBytes, along = 2 * fragment_column(0, i);
       hopper::put((at ^ along) + buffer * kSliceBytes + down,
-                  hopper::two_bf16(t[from], t[from + 1]));
+                  hopper::two_bf16(x[from], x[from + 1]));
     }
     hopper::publish_writes();
     hopper::sync(seat.barrier(), kGroup);  // all of it is filled

@@ -174,6 +174,15 @@ __device__ __forceinline__ Two get_two(uint32_t at) {
   return x;
 }
 
+struct TwoIds {
+  int64_t low, high;
+};
+__device__ __forceinline__ TwoIds get_ids(uint32_t at) {
+  TwoIds x;
+  asm volatile("ld.shared.v2.b64 {%0, %1}, [%2];" : "=l"(x.low), "=l"(x.high) : "r"(at) : "memory");
+  return x;
+}
+
 // What this thread wrote is there for the copy engine.
 __device__ __forceinline__ void publish_writes() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

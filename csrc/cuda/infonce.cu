@@ -12,7 +12,7 @@ namespace {
 bool is_aligned(const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 bool valid(const sf_infonce_products &in) {
-  constexpr int64_t kMost = INT32_MAX;
+  constexpr int64_t kMost = INT32_MAX - (1 << 16);  // and a tile further
   const bool sizes = in.rows >= 0 && in.columns >= 0 && in.depth > 0 && in.depth % kDepth == 0 &&
                      in.rows < kMost && in.width < kMost && in.columns <= in.width;
   const bool pairs = !in.query_ids == !in.key_ids;
@@ -28,6 +28,7 @@ int32_t launch(const Job &job) {
   const sf_infonce_products &in = job.in;
   hopper::TensorMap query, key, panel;
   const bool made =
+      hopper::use(in.device) &&
       hopper::make_tensor_map(query, in.query, in.rows, in.depth, in.depth, kBlockRows, kDepth) &&
       hopper::make_tensor_map(key, in.key, in.columns, in.depth, in.depth, kColumns / kBlocks,
                               kDepth) &&
@@ -46,7 +47,7 @@ int32_t launch(Job job) {
   if (!valid(in)) return SF_BAD_ARGUMENT;
   const int64_t rows = tiles_of(in.rows, kClusterRows), columns = tiles_of(in.width, kColumns);
   if (rows * columns == 0) return SF_OK;
-  if (rows * columns > INT32_MAX) return SF_BAD_ARGUMENT;
+  if (rows * columns > INT32_MAX - (1 << 16)) return SF_BAD_ARGUMENT;  // and a turn further
   job.row_tiles = static_cast<int>(rows);
   job.column_tiles = static_cast<int>(columns);
   job.tiles = job.row_tiles * job.column_tiles;
@@ -64,6 +65,8 @@ using infonce::Job;
 using infonce::Kind;
 
 extern "C" int32_t sf_abi_version(void) { return SF_ABI_VERSION; }
+
+extern "C" const char *sf_cuda_refusal(void) { return hopper::refusal; }
 
 extern "C" int32_t sf_infonce_sums_cuda(const sf_infonce_products *in, const sf_infonce_sums *out) {
   if (in == nullptr || out == nullptr || out->row_sums == nullptr) return SF_BAD_ARGUMENT;

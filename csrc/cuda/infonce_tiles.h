@@ -91,24 +91,25 @@ __device__ inline void consume(const Job &job, const hopper::TensorMap &panel, c
     tile.column = place.column * kColumns;
     tile.own_row = fragment_row(seat.thread, 0);
     tile.first = tile.column + fragment_column(seat.thread, 0);
-    const Row rows[2] = {row_of<kKind, kMasks>(job, scale, tile.row + tile.own_row),
-                         row_of<kKind, kMasks>(job, scale, tile.row + tile.own_row + 8)};
-    const Column columns[2] = {
-        column_of<kKind, kMasks>(job, scale, tile.column + seat.thread),
-        column_of<kKind, kMasks>(job, scale, tile.column + seat.thread + kGroup)};
+    const Row rows[2] = {row_of<kKind, kMasks>(job, tile.row + tile.own_row),
+                         row_of<kKind, kMasks>(job, tile.row + tile.own_row + 8)};
+    const Column columns[2] = {column_of<kKind, kMasks>(job, tile.column + seat.thread),
+                               column_of<kKind, kMasks>(job, tile.column + seat.thread + kGroup)};
     if (listens) hopper::wait(turn(seat.shared), turns++ & 1);
-    float t[kSums];
-    multiply(t, job, seat, tells, at);
-    make_logits<kKind, kMasks>(t, job, scale, rows, tile);
+    float x[kSums];
+    multiply(x, job, seat, tells, at);
+    if constexpr (uses_columns<kKind, kMasks>()) share<kMasks>(columns, job, seat);
+    leave_out<kKind, kMasks>(x, job, scale, rows, tile, seat);
+    const float bounds[2] = {margin_bound(job, rows[0].positive),
+                             margin_bound(job, rows[1].positive)};
     if constexpr (kKind == Kind::kBothSums) {
-      sum_both<kMasks>(t, job, rows, kMasks ? share(columns, seat) : 0, tile, seat);
+      sum_both<kMasks>(x, job, scale, bounds, tile, seat);
     } else if constexpr (sums(kKind)) {
-      sum_rows<kMasks>(t, job, rows, tile, seat);
+      sum_rows<kMasks>(x, job, scale, bounds, tile, seat);
     } else {
-      const uint32_t shared = by_column(kKind) ? share(columns, seat) : 0;
-      make_gradients<kKind, kMasks>(t, job, rows, shared, tile);
+      make_gradients<kKind, kMasks>(x, job, scale, rows, bounds, tile, seat);
     }
-    if constexpr (stores(kKind)) store(t, panel, tile, seat);
+    if constexpr (stores(kKind)) store(x, panel, tile, seat);
   }
   if (stores(kKind) && seat.thread == 0) hopper::wait_stores<0>();
 }

@@ -10,10 +10,18 @@
 
 #include <cstdint>
 
+// For comparisons: NVCC_APPEND_FLAGS="-DSF_CLUSTER=1" or "-DSF_STAGE_DEPTH=64" pip install -e .
+#ifndef SF_CLUSTER
+#define SF_CLUSTER 2
+#endif
+#ifndef SF_STAGE_DEPTH
+#define SF_STAGE_DEPTH 32
+#endif
+
 namespace infonce {
 
 constexpr int kWarp = 32, kGroup = 128;  // threads
-constexpr int kBlocks = 2;               // of a cluster
+constexpr int kBlocks = SF_CLUSTER;      // of a cluster
 constexpr int kConsumers = 2;            // warpgroups of a block that multiply
 constexpr int kThreads = kGroup * (1 + kConsumers);
 constexpr int kRows = 64;  // of a consumer
@@ -21,9 +29,9 @@ constexpr int kBlockRows = kRows * kConsumers;
 constexpr int kClusterRows = kBlockRows * kBlocks;
 constexpr int kColumns = 256;  // of all
 constexpr int kSlice = 64;     // columns that are stored together
-constexpr int kDepth = 32;     // of a stage
-constexpr int kStep = 16;      // of one instruction
-constexpr int kStages = 8;
+constexpr int kDepth = SF_STAGE_DEPTH;
+constexpr int kStep = 16;  // of one instruction
+constexpr int kStages = 256 / kDepth;
 constexpr int kStrip = 4;  // clusters' rows that walk over the columns together
 
 // Shared memory, in bytes from its first multiple of 1024 on.

@@ -61,7 +61,7 @@ OTHERWISE: dict[tuple[int, str], tuple[Tile, ...]] = {
 }
 
 # csrc/cuda: steps of 32 numbers by which one consumer of a block is ahead of the other, at most 7.
-LEAD = 6
+LEAD = 5
 
 # The kernels shaped like attention, by padded width: pairs for the queries' kernel and the keys'.
 # Rows deeper than a step are multiplied in steps. The last pair is for few rows.

@@ -144,6 +144,15 @@ inline Two get_two(uint32_t at) {
   if (at % 8 != 0) machine().fail("an address that is no multiple of 8");
   return {get(at), get(at + 4)};
 }
+struct TwoIds {
+  int64_t low, high;
+};
+inline TwoIds get_ids(uint32_t at) {
+  if (at % 16 != 0) machine().fail("an address that is no multiple of 16");
+  TwoIds x;
+  std::memcpy(&x, &machine().block().arena.at(at), sizeof x);
+  return x;
+}
 inline void publish_writes() { machine().thread().dirty = false; }
 
 // --- arithmetic

@@ -1,12 +1,6 @@
-// csrc/cuda/infonce.cu for the emulated machine, and what a test sets and asks of it.
+// csrc/cuda/infonce.cu for the emulated machine, and what a test sets.
 #include <infonce.cu>
 
-extern "C" {
-
-SF_API void sf_emulate(uint32_t seed, int32_t resident) {
+extern "C" SF_API void sf_emulate(uint32_t seed, int32_t resident) {
   hopper::settings.seed = seed, hopper::settings.resident = resident;
 }
-
-SF_API const char *sf_emulation_error() { return hopper::settings.error.c_str(); }
-
-}  // extern "C"
