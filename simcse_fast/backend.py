@@ -89,7 +89,7 @@ def _cuda_problem() -> str:
         native.load_cuda()
     except OSError as error:
         return (
-            f"the kernels in CUDA C++ are missing ({error}); install the CUDA toolkit, 12.0 or "
+            f"the kernels in CUDA C++ are missing ({error}); install the CUDA toolkit, 12.5 or "
             'newer, and run `pip install -e .` again, or use backend="triton"'
         )
     if _interpreted():

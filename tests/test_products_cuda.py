@@ -329,10 +329,11 @@ def test_the_library_refuses_what_it_cannot_do(field, value):
 
 
 def test_what_the_kernel_does_not_take_is_tritons(monkeypatch):
-    """fp16, a panel whose rows are not aligned, and fewer tiles than a device has clusters."""
+    """fp16, short labels, rows that are not aligned, fewer tiles than a device has clusters."""
     s = problem(64, 256, 128)
     assert cuda._fits(s, None)
     assert not cuda._fits(dataclasses.replace(s, query=s.query.half()), None)
+    assert not cuda._fits(dataclasses.replace(s, labels=s.labels.int()), None)
     assert not cuda._fits(s, torch.empty(64, 257, dtype=torch.bfloat16)[:, :256])
     monkeypatch.setattr(tiles, "processors", lambda _: 132)
     assert not cuda._fits(s, None)

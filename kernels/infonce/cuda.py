@@ -78,7 +78,7 @@ def gradients(
 
 def _fits(s: Similarities, panel: Tensor | None) -> bool:
     """Whether the kernel takes it, and there is a tile for every cluster."""
-    if s.query.dtype != torch.bfloat16:
+    if s.query.dtype != torch.bfloat16 or s.labels.dtype != torch.int64:
         return False
     if panel is not None and (panel.data_ptr() % 16 or panel.stride(0) % 8):
         return False
