@@ -42,6 +42,7 @@ OPTIONS = {
     "left-out": {"own": Own.LEFT_OUT},
     "ids": {"ids": True},
     "margin": {"margin": 0.02},
+    "no-scale": {"scale": 0.0},
     "everything": {"ids": True, "margin": 0.01, "hardness": 2.0},
 }
 

@@ -68,8 +68,9 @@ __device__ inline Scale scale_of(const sf_infonce_products &in) {
   const double scale = in.numbers[0];
   const double ratio = (scale + in.own_hardness) / (scale + in.hardness);
   const float high = static_cast<float>(ratio);
-  return {static_cast<float>((scale + in.hardness) * kLog2e), static_cast<float>(in.numbers[1]),
-          high, static_cast<float>(ratio - high)};
+  const float slope = static_cast<float>((scale + in.hardness) * kLog2e);
+  return {slope == 0 ? 0x1p-126f : slope,  // times minus infinity it is no number
+          static_cast<float>(in.numbers[1]), high, static_cast<float>(ratio - high)};
 }
 
 // The exponential of a similarity's logit; 0 where one direction's margin leaves it out.
