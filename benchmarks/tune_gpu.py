@@ -45,13 +45,14 @@ PRODUCTS = [
     Tile(64, 64, 64, 4, 3),
 ]
 ATTENTION = [
-    (Tile(m, n, 256, warps, stages), Tile(n, m, 256, warps, stages))
+    Tile(m, n, 256, warps, stages)
     for (m, n), warps, stages in product(
         ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 64), (16, 64), (16, 32)),
         (4, 8),
         (2, 3),
     )
 ]
+SIDES = "queries", "keys"  # the kernels shaped like attention, in the order of a pair
 LEADS = [{"lead": lead} for lead in range(8)]  # of csrc/cuda
 KINDS: dict[str, dict[str, Any]] = {  # losses in which one kind of product tells tiles apart
     "plain": {},
@@ -64,25 +65,24 @@ KINDS: dict[str, dict[str, Any]] = {  # losses in which one kind of product tell
 def problems(toy: bool) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """Kind, rows, width and options of the losses that are timed, the most telling first."""
     if toy:
-        yield from (("plain", 70, 32, {}), ("attention", 70, 64, {}), ("crossover", 70, 32, {}))
-        yield "lead", 70, 32, {}
+        yield from ((kind, 70, 64, {}) for kind in ("plain", "lead", *SIDES, "crossover"))
         return
     for width, options in ((768, {}), (768, {"symmetric": True}), (384, {})):
         yield "lead", 16384, width, options | {"backend": "cuda"}
     for kind in ("plain", "columns", "gradients"):
         yield kind, 16384, 768, KINDS[kind]
-    yield from (("attention", 32768, width, {}) for width in (128, 256))
+    yield from ((side, 32768, width, {}) for width in (128, 256) for side in SIDES)
     yield "full", 16384, 768, KINDS["full"]
     for width, rows in product((128, 256, 384, 768, 1024), (256, 1024, 2048, 8192, 32768)):
         yield "crossover", rows, width, {}
     yield from ((kind, 2048, 768, options) for kind, options in KINDS.items())
     for width, rows in ((64, 32768), (64, 8192), (128, 8192), (256, 8192)):
-        yield "attention", rows, width, {}
+        yield from ((side, rows, width, {}) for side in SIDES)
 
 
 def candidates(kind: str) -> list[Any]:
-    """Tiles, pairs of them, or with and without panels."""
-    if kind == "attention":
+    """Tiles, leads, or with and without panels."""
+    if kind in SIDES:
         return list(ATTENTION)
     if kind == "lead":
         return LEADS
@@ -98,14 +98,14 @@ def install(kind: str, candidate: Any) -> None:
         return found
 
     def pairs(unit: Any, *sizes: int) -> Any:
-        if kind == "attention":
-            return candidate
-        if candidate == "attention":
-            return attention_tiles(unit, *sizes)
-        return None
+        if kind not in SIDES and candidate != "attention":
+            return None
+        found: Any = attention_tiles(unit, *sizes)
+        return tuple(candidate if kind == s else t for s, t in zip(SIDES, found, strict=True))
 
+    without_panels = kind in SIDES or kind == "crossover"
     tiles.PANELS_ABOVE = (
-        dict.fromkeys(PANELS_ABOVE, (tiles.EVERY,) * 2) if kind == "crossover" else PANELS_ABOVE
+        dict.fromkeys(PANELS_ABOVE, (tiles.EVERY,) * 2) if without_panels else PANELS_ABOVE
     )
     if kind == "lead":
         tiles.LEAD = candidate["lead"]
@@ -173,8 +173,7 @@ def main() -> None:
         for candidate in candidates(kind)[: 2 if arguments.rehearse else None]:
             install(kind, candidate)
             found = timed(count, width, options, device, arguments.seconds)
-            several = candidate if isinstance(candidate, tuple) else [candidate]
-            shown = [list(astuple(c)) if isinstance(c, Tile) else c for c in several]
+            shown = [list(astuple(candidate)) if isinstance(candidate, Tile) else candidate]
             row = {"kind": kind, "rows": count, "width": width, "tiles": shown}
             rows.append(row | found)
             if "ms" in found:
