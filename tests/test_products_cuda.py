@@ -61,6 +61,15 @@ def no_triton(monkeypatch):
         monkeypatch.setattr(triton_kernels, name, None)
 
 
+def apart(positive: torch.Tensor, similarity: torch.Tensor, margin: float) -> torch.Tensor:
+    """Raised until no similarity lies where a rounding decides."""
+    near = torch.ones_like(positive).bool()
+    while near.any():
+        near = (similarity - positive[:, None] - margin).abs().amin(1) < 2e-6
+        positive = positive + 5e-6 * near
+    return positive
+
+
 def problem(
     rows: int,
     columns: int,
@@ -82,9 +91,12 @@ def problem(
     query, key = (unit(x, dim=-1).bfloat16().to(DEVICE) for x in (query, key))
     labels = labels.to(DEVICE)
     similarity = query.double() @ key.double().T
-    positive = similarity[torch.arange(rows), labels].float()
+    positive = similarity[torch.arange(rows), labels]
     back = similarity.new_full((columns,), 0.3)
-    back[labels] = positive.double()
+    back[labels] = positive
+    if margin is not None:
+        positive = apart(positive, similarity, margin)
+        back = apart(back, similarity.T, margin)
     return Similarities(
         query,
         key,
@@ -92,7 +104,7 @@ def problem(
         torch.tensor([scale, 3.0], dtype=torch.float64, device=DEVICE),
         Segment(0, columns, own, hardness, own_hardness),
         margin=0.0 if margin is None else margin,
-        positive=None if margin is None else positive,
+        positive=None if margin is None else positive.float(),
         opposite=None if margin is None else back.float(),
         query_ids=torch.arange(rows, device=DEVICE) % 7 if ids else None,
         key_ids=torch.arange(columns, device=DEVICE) % 5 if ids else None,
