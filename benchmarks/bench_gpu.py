@@ -19,7 +19,6 @@ import time
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +29,7 @@ from simcse_fast import set_workspace_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -277,16 +277,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--longest", type=float, default=60.0, help="seconds until a row is given up"
     )
-    parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
     parser.add_argument(
         "--part", choices=WITHOUT_PEERS, help="a few problems alone, without peers: 2 minutes"
     )
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
     parser.add_argument("--resume", action="store_true", help="go on with the rows in DIR")
-    found = parser.parse_args()
-    if not found.rehearse and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
-    return found
+    return harness.gpu_options(parser)
 
 
 def restart(end: float) -> None:
@@ -342,18 +337,14 @@ def measure_all(
 def main() -> None:
     """Measure, then show the most important problems once more."""
     options = arguments()
-    device = torch.device("cpu" if options.rehearse else "cuda")
     if options.rehearse:
         torch.compiler.set_stance("force_eager")
         torch.set_num_threads(1)
-        name = "rehearsal"
-    else:
-        name = harness.gpu()
     torch._dynamo.config.cache_size_limit = 64  # noqa: SLF001  # one entry a shape
-    write = partial(harness.save, f"info_nce-{name}", folder=options.output)
-    path = options.output / f"info_nce-{name}.json"
+    write = partial(harness.save, f"info_nce-{options.name}", folder=options.output)
+    path = options.output / f"info_nce-{options.name}.json"
     rows = json.loads(path.read_text())["rows"] if options.resume and path.exists() else []
-    measure_all(options, device, rows, write)
+    measure_all(options, options.device, rows, write)
     sizes = TOY if options.rehearse else GPU
     best = (sizes.rows[0], sizes.widths[0], sizes.dtypes[0])
     shown = [row for row in rows if (row["rows"], row["width"], row["dtype"]) == best]

@@ -10,7 +10,6 @@ import argparse
 import os
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,32 +102,25 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_graphs", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="of timing for a row")
-    parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at a toy size")
-    found = parser.parse_args()
-    if not found.rehearse and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
-    return found
+    return harness.gpu_options(parser)
 
 
 def main() -> None:
     """Measure, print and write row after row."""
     options = arguments()
-    device = torch.device("cpu") if options.rehearse else torch.device("cuda", 0)
     if options.rehearse:
         torch.compiler.set_stance("force_eager")
-    name = "graphs-rehearsal" if options.rehearse else f"graphs-{harness.gpu()}"
     rows: list[dict[str, Any]] = []
     for count in TOY if options.rehearse else ROWS:
         for symmetric in (False, True):
-            problem = count, symmetric, device
+            problem = count, symmetric, options.device
             for method in METHODS:
                 rows.append(measured(method, *problem, options.seconds))
                 print(rows[-1], flush=True)
             if not options.rehearse:
                 rows.append(breakdown(*problem))
                 print(rows[-1], flush=True)
-            path = harness.save(name, rows, folder=options.output)
+            path = harness.save(f"graphs-{options.name}", rows, folder=options.output)
     print(path)
 
 

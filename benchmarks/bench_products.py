@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks import bench_gpu, harness
 from simcse_fast.kernels.infonce.fused import multiply
+from simcse_fast.kernels.infonce.tiles import processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,10 +50,7 @@ def square(count: int, device: torch.device) -> Callable[[], object]:
 
 def waves(shape: tuple[int, int], device: torch.device) -> float:
     """Tiles of the result for each multiprocessor; beyond a whole number some of them are idle."""
-    if device.type == "cpu":
-        return 0.0
-    tiles = -(-shape[0] // WAVE[0]) * -(-shape[1] // WAVE[1])
-    return tiles / torch.cuda.get_device_properties(device).multi_processor_count
+    return -(-shape[0] // WAVE[0]) * -(-shape[1] // WAVE[1]) / processors(device)
 
 
 def measure(device: torch.device, seconds: float, *, toy: bool) -> list[dict[str, Any]]:
@@ -92,15 +89,9 @@ def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_products")
     parser.add_argument("--seconds", type=float, default=0.3, help="of timing for a product")
-    parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
-    options = parser.parse_args()
-    if not options.rehearse and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
-    device = torch.device("cpu" if options.rehearse else "cuda")
-    rows = measure(device, options.seconds, toy=options.rehearse)
-    name = "rehearsal" if options.rehearse else harness.gpu()
-    print(harness.save(f"products-{name}", rows, options.output))
+    options = harness.gpu_options(parser)
+    rows = measure(options.device, options.seconds, toy=options.rehearse)
+    print(harness.save(f"products-{options.name}", rows, options.output))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +38,6 @@ def step(method: str, x: Tensor, *, backward: bool) -> None:
 
 def products(x: Tensor, *, backward: bool) -> Callable[[], None]:
     """The products that no exact method avoids, in blocks."""
-    x = x.detach()
     tile = x.new_empty(min(BLOCK, len(x)), len(x))
     back = torch.zeros(x.shape, device=x.device)
 
@@ -55,10 +53,9 @@ def products(x: Tensor, *, backward: bool) -> Callable[[], None]:
     return run
 
 
-def gradient_error(method: str, rows: int, width: int, dtype: torch.dtype, device: str) -> float:
+def gradient_error(method: str, x: Tensor) -> float:
     """Relative, against fp64."""
-    x = embeddings(rows, width).to(device, dtype)
-    exact, mine = x.double().requires_grad_(), x.requires_grad_()
+    exact, mine = x.double().requires_grad_(), x.clone().requires_grad_()
     pdist(exact).backward()
     step(method, mine, backward=True)
     assert exact.grad is not None
@@ -66,45 +63,39 @@ def gradient_error(method: str, rows: int, width: int, dtype: torch.dtype, devic
     return float((mine.grad.double() - exact.grad).norm() / exact.grad.norm())
 
 
-def measure(
-    method: str, rows: int, width: int, dtype: torch.dtype, device: str, *, backward: bool
-) -> dict[str, Any]:
+def measure(method: str, x: Tensor, *, backward: bool) -> dict[str, Any]:
     """Times of a method, or the reason why there are none."""
     found: dict[str, Any] = {}
     try:
-        x = embeddings(rows, width).to(device, dtype).requires_grad_()
-        run = products(x, backward=backward)
-        if method != FLOOR:
-            run = partial(step, method, x, backward=backward)
-            gate = min(rows, GATE_ROWS)
-            found["gradient_error"] = gradient_error(method, gate, width, dtype, device)
-        seconds = 0.5 if device == "cuda" else 0.0
-        found |= bench_gpu.timed(run, torch.device(device), seconds)
+        if method == FLOOR:
+            run = products(x, backward=backward)
+        else:
+            run = partial(step, method, x.clone().requires_grad_(), backward=backward)
+            found["gradient_error"] = gradient_error(method, x[:GATE_ROWS])
+        found |= bench_gpu.timed(run, x.device, 0.5 if x.is_cuda else 0.0)
     except RuntimeError as error:  # out of memory, most often
         found["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    bench_gpu.usable(torch.device(device))
+    bench_gpu.usable(x.device)
     return found
 
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_uniformity_gpu")
-    parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
-    options = parser.parse_args()
-    toy = options.rehearse
-    if not toy and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
-    rows, device, width = [], "cpu" if toy else "cuda", 48 if toy else WIDTH
-    sizes = product((200, 300) if toy else ROWS, DTYPES, (True, False), (FLOOR, *METHODS))
-    for count, dtype, backward, method in sizes:
-        found = measure(method, count, width, getattr(torch, dtype), device, backward=backward)
-        problem = {"rows": count, "width": width, "dtype": dtype, "backward": backward}
-        rows.append(problem | {"method": method} | found)
-        told = f"{found['ms']['median']:10.3f} ms" if "ms" in found else found["reason"]
-        title = "both" if backward else "value"
-        print(f"{count:7} x {width} {dtype:8} {title:5} {method:14} {told}", flush=True)
-    print(harness.save(f"uniformity-{'rehearsal' if toy else harness.gpu()}", rows, options.output))
+    options = harness.gpu_options(
+        argparse.ArgumentParser(prog="python -m benchmarks.bench_uniformity_gpu")
+    )
+    rows, toy = [], options.rehearse
+    width = 48 if toy else WIDTH
+    for count, dtype in product((200, 300) if toy else ROWS, DTYPES):
+        x = embeddings(count, width).to(options.device, getattr(torch, dtype))
+        for backward, method in product((True, False), (FLOOR, *METHODS)):
+            found = measure(method, x, backward=backward)
+            problem = {"rows": count, "width": width, "dtype": dtype, "backward": backward}
+            rows.append(problem | {"method": method} | found)
+            told = f"{found['ms']['median']:10.3f} ms" if "ms" in found else found["reason"]
+            title = "both" if backward else "value"
+            print(f"{count:7} x {width} {dtype:8} {title:5} {method:14} {told}", flush=True)
+    print(harness.save(f"uniformity-{options.name}", rows, options.output))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from simcse_fast.kernels import native
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable
 
 RESULTS = Path(__file__).parent / "results"
@@ -103,6 +104,18 @@ def machine() -> str:
 def gpu() -> str:
     """The GPU, as part of a file's name: nvidia-h200."""
     return re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
+
+
+def gpu_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line of a benchmark on a GPU; `device`, and `name` for its file, come with it."""
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
+    found = parser.parse_args()
+    if not found.rehearse and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
+    found.device = torch.device("cpu") if found.rehearse else torch.device("cuda", 0)
+    found.name = "rehearsal" if found.rehearse else gpu()
+    return found
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

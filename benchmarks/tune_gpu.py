@@ -14,7 +14,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,13 +153,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.25, help="of timing for a candidate")
     parser.add_argument("--entries", type=int, help="that are timed, the most telling first")
     parser.add_argument("--jobs", type=int, default=0, help="processes that compile beforehand")
-    parser.add_argument("--output", type=Path, default=harness.RESULTS, metavar="DIR")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at toy sizes")
-    arguments = parser.parse_args()
-    if not arguments.rehearse and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --rehearse runs on the CPU")
-    device = torch.device("cpu" if arguments.rehearse else "cuda")
-    name = "rehearsal" if arguments.rehearse else harness.gpu()
+    arguments = harness.gpu_options(parser)
     end, rows = time.monotonic() + 60 * arguments.minutes, []
     wanted = [*problems(arguments.rehearse)][: arguments.entries]
     if arguments.jobs and not arguments.rehearse:
@@ -172,9 +165,9 @@ def main() -> None:
         times: list[tuple[float, str]] = []
         for candidate in candidates(kind)[: 2 if arguments.rehearse else None]:
             install(kind, candidate)
-            found = timed(count, width, options, device, arguments.seconds)
-            shown = [list(astuple(candidate)) if isinstance(candidate, Tile) else candidate]
-            row = {"kind": kind, "rows": count, "width": width, "tiles": shown}
+            found = timed(count, width, options, arguments.device, arguments.seconds)
+            shown = list(astuple(candidate)) if isinstance(candidate, Tile) else candidate
+            row = {"kind": kind, "rows": count, "width": width, "tiles": [shown]}
             rows.append(row | found)
             if "ms" in found:
                 times.append((found["ms"]["median"], str(shown)))
@@ -183,7 +176,7 @@ def main() -> None:
             print(f"{title:24} {milliseconds:9.3f} ms  {tile}", flush=True)
     fields = ", ".join(asdict(PRODUCTS[0]))
     print(f"a tile: {fields}")
-    print(harness.save(f"tiles-{name}", rows, arguments.output))
+    print(harness.save(f"tiles-{arguments.name}", rows, arguments.output))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Finds and loads the native library, declares its functions, turns a status into an exception."""
 
 import ctypes
+from collections.abc import Callable
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -276,10 +277,14 @@ def _check(status: int, function: object, _arguments: object) -> int:
     return status
 
 
-def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> ctypes.CDLL:
+def _declare(
+    library: ctypes.CDLL,
+    signatures: dict[str, tuple[Any, ...]],
+    check: Callable[[int, Any, object], int] = _check,
+) -> ctypes.CDLL:
     for name, arguments in signatures.items():
         function = getattr(library, name)
-        function.argtypes, function.restype, function.errcheck = arguments, c_int32, _check
+        function.argtypes, function.restype, function.errcheck = arguments, c_int32, check
     return library
 
 
@@ -320,10 +325,7 @@ def declare_cuda(library: ctypes.CDLL) -> ctypes.CDLL:
             raise RuntimeError(f"{function.__name__}: the device refused a launch ({reason})")
         return _check(status, function, arguments)
 
-    _declare(library, _CUDA_SIGNATURES)
-    for name in _CUDA_SIGNATURES:
-        getattr(library, name).errcheck = check
-    return library
+    return _declare(library, _CUDA_SIGNATURES, check)
 
 
 @cache

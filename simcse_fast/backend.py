@@ -116,7 +116,7 @@ def missing(name: str, device: str | None = None) -> str:
     """Why a back-end cannot run, at all or on a kind of device; empty: it can."""
     if problem := PROBLEMS[name]() if name in PROBLEMS else "":
         return problem
-    where = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name)
+    where = {"cpu": "cpu", **dict.fromkeys(FUSED, "cuda")}.get(name)
     if where is None or device in (None, where) or (name in FUSED and _interpreted()):
         return ""
     return f"the tensors are on {device}; move them to {where}"

@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simcse_fast import backends, info_nce
+from simcse_fast.losses.info_nce import block_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from simcse_fast.kernels.infonce.terms import Block
 
 
 class OnCuda(str):
@@ -180,6 +183,13 @@ def evaluate(
         upstream = torch.linspace(0.5, 2, loss.numel()).view(loss.shape)
     gradients = torch.autograd.grad(loss, list(tensors.values()), upstream.to(loss))
     return [x.double().cpu() for x in (loss.detach(), *gradients)]
+
+
+def block_gradients(backend: str, inputs: list[Tensor], blocks: tuple[Block, ...]) -> list[Tensor]:
+    """[loss, gradient of each tensor] of one softmax over blocks, in float64, on the CPU."""
+    inputs = [x.to(device_of(backend)).requires_grad_() for x in inputs]
+    loss = block_softmax(inputs, blocks, scale=20.0, normalize=True, backend=backend)
+    return [x.double().cpu() for x in (loss.detach(), *torch.autograd.grad(loss, inputs))]
 
 
 def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:

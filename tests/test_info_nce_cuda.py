@@ -5,18 +5,25 @@ from __future__ import annotations
 import emulation
 import pytest
 import torch
-from info_nce_cases import Case, assert_no_worse, errors, evaluate, random_case, textbook
+from info_nce_cases import (
+    Case,
+    assert_no_worse,
+    block_gradients,
+    errors,
+    evaluate,
+    random_case,
+    textbook,
+)
 
 from simcse_fast import info_nce, set_workspace_limit
 from simcse_fast.kernels.infonce.terms import Block, Own
-from simcse_fast.losses.info_nce import block_softmax
 
 if reason := emulation.problem():
     pytest.skip(reason, allow_module_level=True)
 
 from simcse_fast.kernels.infonce import cuda
 
-DEVICE, BACKEND = emulation.DEVICE, emulation.BACKEND
+BACKEND = emulation.BACKEND
 pytestmark = emulation.MARKS
 LOSSES = {
     "rows": {},
@@ -102,13 +109,9 @@ def test_blocks_share_one_softmax():
         Block(1, 0, rows, Own.KEPT),
     )
 
-    def gradients(name, inputs):
-        inputs = [x.to(DEVICE).requires_grad_() for x in inputs]
-        loss = block_softmax(inputs, blocks, scale=20.0, normalize=True, backend=name)
-        return [x.double().cpu() for x in (loss.detach(), *torch.autograd.grad(loss, inputs))]
-
-    exact = gradients("reference", tensors)
-    assert max(errors(gradients(BACKEND, [x.bfloat16() for x in tensors]), exact)) < 2e-2
+    exact = block_gradients("reference", tensors, blocks)
+    found = block_gradients(BACKEND, [x.bfloat16() for x in tensors], blocks)
+    assert max(errors(found, exact)) < 2e-2
 
 
 # On a GPU, sizes that keep all clusters busy for many tiles; emulated, a few tiles.

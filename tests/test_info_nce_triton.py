@@ -13,6 +13,7 @@ from info_nce_cases import TRITON as BACKEND
 from info_nce_cases import (
     Case,
     assert_no_worse,
+    block_gradients,
     check_triton,
     device_of,
     errors,
@@ -191,13 +192,9 @@ def test_blocks_share_one_softmax():
     for count, dtype in itertools.product(range(1, 5), DTYPES):
         set_workspace_limit(7 * 256 * dtype.itemsize)  # panels of 7 rows and fewer
 
-        def gradients(backend, inputs, blocks=blocks[:count]):
-            inputs = [x.to(DEVICE).requires_grad_() for x in inputs]
-            loss = block_softmax(inputs, blocks, scale=20.0, normalize=True, backend=backend)
-            return [x.double().cpu() for x in (loss.detach(), *torch.autograd.grad(loss, inputs))]
-
-        exact = gradients("reference", tensors)
-        found = errors(gradients("triton", [x.to(dtype) for x in tensors]), exact)
+        exact = block_gradients("reference", tensors, blocks[:count])
+        mine = block_gradients(BACKEND, [x.to(dtype) for x in tensors], blocks[:count])
+        found = errors(mine, exact)
         assert max(found) < {4: 2e-6, 2: 2e-2}[dtype.itemsize]
 
 

@@ -136,7 +136,9 @@ def new_panel(s: Similarities) -> tuple[torch.Tensor, torch.Tensor]:
     return whole[1:-1, :width], whole
 
 
-def assert_panel(s: Similarities, panel: torch.Tensor, whole: torch.Tensor, exact: torch.Tensor):
+def assert_panel(
+    s: Similarities, panel: torch.Tensor, whole: torch.Tensor, exact: torch.Tensor
+) -> None:
     """Each number is rounded once, padding is 0, and nothing else was written."""
     found, columns = panel.double(), len(s.key)
     assert bool(((found[:, :columns] - exact).abs() <= (ROUNDED + SUMMED) * exact.abs()).all())
